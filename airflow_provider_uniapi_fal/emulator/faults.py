@@ -1,0 +1,235 @@
+"""
+Rules: which call goes wrong how, and which jobs differ from the rest.
+
+A rule is written as a mapping, ``{"fault": "lost-reply", "on": "submit", "match": "storm", "times": 1}``, or in
+words, ``lost-reply on=submit match=storm times=1``. ``match`` is a part of the raw body of the submit; for later calls
+it is looked for in the body of the submit that began the job. The fault ``job`` changes no call but the behaviour of
+the jobs it matches: ``job match=storm failure=refused``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import shlex
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+from typing import Any
+
+from airflow_provider_uniapi_fal.emulator.reply import Reply
+
+OPERATIONS = ("submit", "status", "result", "cancel", "media", "probe")
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One kind of fault: what it does, and its options with their defaults."""
+
+    says: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+FAULTS = {
+    "lost-reply": Fault("the call is carried out, then the connection is closed without an answer"),
+    "lost-request": Fault("the connection is closed before the call is carried out"),
+    "rate-limit": Fault(
+        "429 with Retry-After, in seconds or as a date", {"retry_after": 1.0, "form": "seconds"}
+    ),
+    "server-error": Fault(
+        "a 5xx; with accepted=true the call is carried out first", {"status": 503, "accepted": False}
+    ),
+    "html": Fault("a proxy's HTML page instead of JSON", {"status": 502, "accepted": False}),
+    "redirect": Fault("a 307 to another host", {"to": "https://elsewhere.invalid"}),
+    "slow": Fault("the call is carried out, the answer comes later", {"seconds": 5.0}),
+    "heartbeat": Fault("a 200 at once, blank lines, then the real body", {"beats": 3, "seconds": 0.05}),
+    "bom": Fault("a byte order mark before the body"),
+    "empty": Fault("an answer without a body"),
+    "not-utf8": Fault("a body in Latin-1"),
+    "job": Fault(
+        "changes the jobs it matches: any setting of a job, such as failure=refused or run_seconds=9"
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One fault, the calls it strikes, and how often."""
+
+    fault: str
+    on: str = "submit"
+    match: str = ""
+    times: int | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.fault, str) or self.fault not in FAULTS:
+            raise ValueError(f"There is no fault {self.fault!r}; there are {', '.join(FAULTS)}.")
+        if self.on not in OPERATIONS:
+            raise ValueError(f"'on' is one of {', '.join(OPERATIONS)}, not {self.on!r}.")
+        if self.times is not None and (type(self.times) is not int or self.times < 1):
+            raise ValueError(f"'times' is a whole number from 1, or null for every time; not {self.times!r}.")
+        if self.fault != "job":
+            self._check_options()
+
+    def _check_options(self) -> None:
+        known = FAULTS[self.fault].options
+        for name, value in self.options.items():
+            if name not in known:
+                has = ", ".join(known) or "none"
+                raise ValueError(f"{self.fault} has no option {name!r}; its options: {has}.")
+            kind = type(known[name])
+            right = type(value) is kind or (kind is float and type(value) is int)
+            if not right or (kind in (int, float) and not 0 <= value < math.inf):
+                raise ValueError(f"{name} of {self.fault} is like {known[name]!r}, not {value!r}.")
+        if not 200 <= self.option("status", 500) <= 599:
+            raise ValueError(f"status of {self.fault} is an HTTP code from 200 to 599.")
+        if self.option("form", "seconds") not in ("seconds", "date"):
+            raise ValueError("form of rate-limit is seconds or date.")
+
+    @classmethod
+    def read(cls, written: str | Mapping[str, Any] | Rule) -> Rule:
+        """Read a rule from a mapping, from JSON, or from words."""
+        if isinstance(written, Rule):
+            return written
+        fields = dict(_read_text(written)) if isinstance(written, str) else dict(written)
+        own = {name: fields.pop(name) for name in ("fault", "on", "match", "times") if name in fields}
+        if "fault" not in own:
+            raise ValueError("A rule names its fault.")
+        own["match"] = str(own.get("match", ""))
+        return cls(**own, options=fields)
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Return the mapping that reads back as this rule."""
+        return {"fault": self.fault, "on": self.on, "match": self.match, "times": self.times, **self.options}
+
+    def matches(self, submitted: bytes) -> bool:
+        """Tell whether a submit's body has the text in it, as it is or the way JSON may write it."""
+        written = (json.dumps(self.match, ensure_ascii=ascii_only)[1:-1] for ascii_only in (True, False))
+        return any(form.encode("utf-8", "replace") in submitted for form in (self.match, *written))
+
+    def option(self, name: str, default: Any = None) -> Any:
+        """Return one option, or its default."""
+        return self.options.get(name, FAULTS[self.fault].options.get(name, default))
+
+
+def _read_text(text: str) -> Mapping[str, Any]:
+    if text.lstrip().startswith("{"):
+        fields = json.loads(text)
+        return fields if isinstance(fields, dict) else {}
+    name, *rest = shlex.split(text) or [""]
+    pairs = [part.partition("=") for part in rest]
+    for key, equals, _ in pairs:
+        if not equals:
+            raise ValueError(f"{key!r} in the rule is not of the form name=value.")
+    return {"fault": name, **{key: _read_value(value) for key, _, value in pairs}}
+
+
+def _read_value(text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return text if isinstance(value, float) and not math.isfinite(value) else value
+
+
+class RuleBook:
+    """The rules in force, each with the number of times it may still strike."""
+
+    def __init__(self, rules: tuple[Rule, ...] = ()) -> None:
+        self._rules = list(rules)
+
+    def add(self, rule: Rule) -> None:
+        """Put a rule in force, after those that are."""
+        self._rules.append(rule)
+
+    def clear(self) -> None:
+        """Take all rules out of force."""
+        self._rules.clear()
+
+    def all(self) -> list[Rule]:
+        """Return the rules in force."""
+        return list(self._rules)
+
+    def strike(self, operation: str, submitted: bytes) -> Rule | None:
+        """Return the first rule that strikes this call, and count it."""
+        for index, rule in enumerate(self._rules):
+            if rule.fault != "job" and rule.on == operation and rule.matches(submitted):
+                self._count(index)
+                return rule
+        return None
+
+    def changes(self, submitted: bytes) -> dict[str, Any]:
+        """Return what the rules change in a job that begins, and count them; later rules weigh more."""
+        changes: dict[str, Any] = {}
+        for index in reversed(range(len(self._rules))):
+            rule = self._rules[index]
+            if rule.fault == "job" and rule.matches(submitted):
+                self._count(index)
+                changes = {**rule.options, **changes}
+        return changes
+
+    def _count(self, index: int) -> None:
+        rule = self._rules[index]
+        if rule.times is None:
+            return
+        if rule.times <= 1:
+            del self._rules[index]
+        else:
+            self._rules[index] = replace(rule, times=rule.times - 1)
+
+
+async def carry_out(rule: Rule, proceed: Callable[[], Awaitable[Reply]], path: str) -> Reply | None:
+    """Answer a call the way the rule says; None closes the connection without an answer."""
+    if rule.fault == "lost-request":
+        return None
+    if rule.fault == "rate-limit":
+        headers = {"Retry-After": _retry_after(rule.option("retry_after"), rule.option("form"))}
+        return Reply.gateway_error(429, "Rate limit reached, try again later.", headers)
+    if rule.fault == "redirect":
+        return Reply.json({}, 307, {"Location": rule.option("to").rstrip("/") + path})
+    if rule.fault in ("server-error", "html"):
+        if rule.option("accepted"):
+            await proceed()
+        status = rule.option("status")
+        return (
+            Reply.html(status)
+            if rule.fault == "html"
+            else Reply.gateway_error(status, "The service is not well.")
+        )
+    return await _dressed(rule, await proceed())
+
+
+async def _dressed(rule: Rule, reply: Reply) -> Reply | None:
+    if rule.fault == "lost-reply":
+        return None
+    if rule.fault == "slow":
+        await asyncio.sleep(rule.option("seconds"))
+        return reply
+    if rule.fault == "heartbeat":
+        return replace(reply, status=200, beats=rule.option("beats"), beat_seconds=rule.option("seconds"))
+    if rule.fault == "bom":
+        return replace(reply, body=b"\xef\xbb\xbf" + reply.body)
+    if rule.fault == "empty":
+        return replace(reply, body=b"")
+    return replace(reply, body=_in_latin_1(reply.body)) if reply.content_type == "application/json" else reply
+
+
+def _in_latin_1(body: bytes) -> bytes:
+    # A note with an accent makes sure that the bytes are no valid UTF-8, whatever the reply said.
+    payload = json.loads(body)
+    return json.dumps({**payload, "note": "servi à la volée"}, ensure_ascii=False).encode(
+        "latin-1", "replace"
+    )
+
+
+def _retry_after(seconds: float, form: str) -> str:
+    if form == "seconds":
+        return str(math.ceil(seconds))
+    # A date has whole seconds; rounded up, so that it is never earlier than asked.
+    when = datetime.now(timezone.utc) + timedelta(seconds=seconds)
+    if when.microsecond:
+        when = when.replace(microsecond=0) + timedelta(seconds=1)
+    return format_datetime(when, usegmt=True)

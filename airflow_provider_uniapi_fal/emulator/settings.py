@@ -1,0 +1,146 @@
+"""
+Everything that can be set, with its default and its explanation.
+
+``Behaviour`` is how one job goes and how the gateway speaks of it. ``Settings`` adds what belongs to the server as a
+whole, and is at the same time the behaviour of every job that no rule singles out. The command line is built from
+these fields, so a setting is written down once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from airflow_provider_uniapi_fal.emulator.faults import Rule
+
+FAILURES = {
+    "none": "the job succeeds",
+    "completed-error": "COMPLETED with error and error_type; the result repeats them",
+    "result-422": "COMPLETED; the result is a 422 that echoes the input",
+    "result-500": "COMPLETED; the result is a 500",
+    "result-failure": 'COMPLETED; the result is a 200 with {"status": "FAILURE"}',
+    "result-error": 'COMPLETED; the result is a 200 with {"error": {...}}',
+    "status-failure": 'the status itself says "FAILURE", under 200; so does the result',
+    "refused": "COMPLETED; the result is a 422 of type content_policy_violation",
+}
+
+
+def _setting(default: Any, help_text: str, choices: tuple[Any, ...] = ()) -> Any:
+    return field(default=default, metadata={"help": help_text, "choices": choices})
+
+
+def _shown(name: str, default: str, *, help_text: str | None = None) -> Any:
+    return _setting(default, help_text or f"{name} in replies", ("present", "null", "missing"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Behaviour:
+    """How one job goes, and how the gateway speaks of it."""
+
+    queue_seconds: float = _setting(0.5, "least time in the queue")
+    run_seconds: float = _setting(1.0, "time a job runs")
+    spread: float = _setting(0.0, "vary both times by up to this share of them (0.2 = 20 percent)")
+    stuck: bool = _setting(False, "jobs stay in the queue for ever")
+    failure: str = _setting("none", "how jobs end", tuple(FAILURES))
+    error_type: str = _setting("internal_error", "error_type of completed-error")
+    flagged: bool = _setting(False, "pictures are flagged as unsafe and replaced by black ones")
+    urls: str = _setting(
+        "fal",
+        "URLs in replies: fal's own host (as the gateway documents), the gateway's, none, or a foreign host",
+        ("fal", "gateway", "missing", "foreign"),
+    )
+    foreign_origin: str = _setting("https://elsewhere.invalid", "the host of foreign URLs")
+    pending_code: int = _setting(202, "HTTP code of a status before the end", (202, 200))
+    cancel_url: str = _shown("cancel_url", "missing")
+    queue_position: str = _shown("queue_position", "present")
+    logs: str = _shown("logs", "present", help_text="logs in a status that asked for them")
+    metrics: str = _shown("metrics", "present")
+    cancel: str = _setting(
+        "honest",
+        "answer to a cancel: honest (removed 200, signalled 202, finished 400), or always this one",
+        ("honest", "requested", "removed", "already-completed", "not-found", "not-allowed"),
+    )
+    obeys_cancel: bool = _setting(False, "a running job stops when it is signalled; else it runs to its end")
+    result_seconds: float = _setting(3600.0, "a result is kept this long, then answers 404")
+    video_seconds: float = _setting(2.5, "length of rendered videos")
+
+    def __post_init__(self) -> None:
+        for each in dataclasses.fields(self):
+            _check(each, getattr(self, each.name))
+
+    def changed(self, changes: Mapping[str, Any]) -> Behaviour:
+        """Return the behaviour with some of its fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(Behaviour):
+    """One emulator: where it listens, whom it lets in, and how jobs go unless a rule says otherwise."""
+
+    host: str = _setting("127.0.0.1", "address to listen on")
+    port: int = _setting(0, "port to listen on; 0 takes a free one")
+    base_prefix: str = _setting("", "path before every route of the gateway, such as /gw")
+    key: str = _setting("", "the accepted key; without it every key is accepted, but not none")
+    seed: int = _setting(0, "starts the random numbers of durations and pictures")
+    concurrency: int = _setting(0, "jobs that run at once; 0 is without limit")
+    render_threads: int = _setting(2, "pictures and videos rendered at once")
+    model_seconds: Mapping[str, float] = field(default_factory=dict)
+    faults: tuple[Rule, ...] = ()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        prefix = self.base_prefix.strip("/")
+        object.__setattr__(self, "base_prefix", f"/{prefix}" if prefix else "")
+        if isinstance(self.faults, (str, Mapping)):
+            raise ValueError("faults is a list of rules, not a single one.")
+        object.__setattr__(self, "faults", tuple(Rule.read(rule) for rule in self.faults))
+        for rule in self.faults:
+            self.check_rule(rule)
+        for model, seconds in self.model_seconds.items():
+            _check_number(f"model_seconds of {model}", seconds)
+
+    def behaviour_of(self, model: str, changes: Mapping[str, Any]) -> Behaviour:
+        """Return how a job of this model goes; what a rule says of it weighs more than the model's own time."""
+        common = {name: getattr(self, name) for name in BEHAVIOUR_FIELDS}
+        for part, seconds in self.model_seconds.items():
+            if part in model:
+                common["run_seconds"] = seconds
+        return Behaviour(**{**common, **changes})
+
+    def check_rule(self, rule: Rule) -> None:
+        """Raise ValueError if a rule would change a job in a way that does not exist."""
+        if rule.fault == "job":
+            unknown = set(rule.options) - set(BEHAVIOUR_FIELDS)
+            if unknown:
+                raise ValueError(
+                    f"A job has no {', '.join(sorted(unknown))}; it has {', '.join(BEHAVIOUR_FIELDS)}."
+                )
+            self.behaviour_of("", rule.options)
+
+
+BEHAVIOUR_FIELDS = tuple(each.name for each in dataclasses.fields(Behaviour))
+
+
+def _check(each: dataclasses.Field[Any], value: Any) -> None:
+    choices = each.metadata.get("choices")
+    if choices:
+        if isinstance(value, bool) or value not in choices:
+            raise ValueError(f"{each.name} is one of {', '.join(map(str, choices))}, not {value!r}.")
+    elif isinstance(each.default, bool):
+        if not isinstance(value, bool):
+            raise ValueError(f"{each.name} is true or false, not {value!r}.")
+    elif isinstance(each.default, int):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise ValueError(f"{each.name} is a whole number, not {value!r}.")
+    elif isinstance(each.default, float):
+        _check_number(each.name, value)
+    elif isinstance(each.default, str) and not isinstance(value, str):
+        raise ValueError(f"{each.name} is a text, not {value!r}.")
+
+
+def _check_number(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < math.inf:
+        raise ValueError(f"{name} is a number, not {value!r}.")

@@ -1,0 +1,334 @@
+"""The hook: one reading of a connection, and the gateway's verbs for workers and for event loops."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from airflow.sdk import BaseHook
+from airflow.sdk.log import amask_secret, mask_secret
+
+from airflow_provider_uniapi_fal.exceptions import error_of
+from airflow_provider_uniapi_fal.protocol import verbs, watching
+from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
+from airflow_provider_uniapi_fal.protocol.dialects.base import (
+    CancelOutcome,
+    Finished,
+    LookAgain,
+    ResultReading,
+    StatusReading,
+    SubmitReading,
+    Submitted,
+)
+from airflow_provider_uniapi_fal.protocol.dialects.fal import SubmitOptions, bare_model
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input
+from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount, read_account
+from airflow_provider_uniapi_fal.transport.blocking import BlockingTransport
+from airflow_provider_uniapi_fal.transport.nonblocking import NonblockingTransport, pooled
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    from airflow.sdk import Connection
+    from typing_extensions import Unpack
+
+    from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult, JobStatus
+    from airflow_provider_uniapi_fal.protocol.messages import Flow, HttpRequest
+
+DEFAULT_CONN_ID = "fal_default"
+
+T = TypeVar("T")
+
+
+class FalHook(BaseHook):
+    """
+    Talk to the UniAPI gateway with the account of one Airflow connection.
+
+    The connection (type ``uniapi_fal``): *password* is the API key, *host* the gateway (default
+    ``https://api.uniapi.io``; a path such as ``/fal-ai`` at its end is accepted), *extra* takes
+    ``auth_scheme`` (default ``Key`` for fal), ``family_paths``, ``connect_timeout`` (seconds, 10),
+    ``read_timeout`` (seconds, 60), ``headers``, ``ca_bundle``, ``proxy`` and ``media_hosts``.
+
+    Each verb has an async twin (``asubmit`` …) that runs the same conversation on the event loop.
+
+    :param fal_conn_id: id of the connection
+    """
+
+    conn_name_attr = "fal_conn_id"
+    default_conn_name = DEFAULT_CONN_ID
+    conn_type = "uniapi_fal"
+    hook_name = "UniAPI fal"
+
+    def __init__(self, fal_conn_id: str = DEFAULT_CONN_ID) -> None:
+        super().__init__()
+        self.fal_conn_id = fal_conn_id
+        self._account: GatewayAccount | None = None
+
+    @property
+    def account(self) -> GatewayAccount:
+        """
+        The account that the connection describes, read once.
+
+        :raises FalAuthError: if the key is missing or malformed
+        :raises FalInputError: if another field is wrong
+        """
+        if self._account is None:
+            account = _account_of(self.get_connection(self.fal_conn_id))
+            for secret in _secrets(account):
+                mask_secret(secret)
+            self._account = account
+        return self._account
+
+    async def aaccount(self, *, again: bool = False) -> GatewayAccount:
+        """
+        Return the account, reading the connection without blocking the event loop.
+
+        :param again: read the connection again, because its key may have been changed
+        """
+        if self._account is None or again:
+            account = _account_of(await self.aget_connection(self.fal_conn_id))
+            for secret in _secrets(account):
+                await amask_secret(secret)
+            self._account = account
+        return self._account
+
+    def pool(self, max_body: int | None = None) -> AbstractAsyncContextManager[NonblockingTransport]:
+        """
+        Lend the transport that all waits of this account share on the running event loop.
+
+        :param max_body: bytes of a reply that are read at most; None for the usual bound
+        """
+        return pooled(self.account) if max_body is None else pooled(self.account, max_body)
+
+    def prepare(
+        self, model: object, arguments: object, *, dialect: str = "fal", **options: Any
+    ) -> HttpRequest:
+        """
+        Check a submit without sending anything.
+
+        :return: the request that :meth:`submit` would post
+        :raises FalInputError: naming every wrong field; nothing was sent, nothing is billed
+        """
+        return _returned(dialect_named(dialect).submit_request(model, arguments, options))
+
+    def submit(
+        self,
+        model: str,
+        arguments: Mapping[str, Any],
+        *,
+        dialect: str = "fal",
+        **options: Unpack[SubmitOptions],
+    ) -> Submitted | Finished:
+        """
+        Submit one job. This costs money, and it is never done twice.
+
+        The post is repeated at once only if it provably was not accepted: no byte of it was sent, or the
+        gateway answered 429. Whether the gateway passes fal's options on is not documented.
+
+        :param model: model id, with or without the leading ``fal-ai/``
+        :param arguments: the model's input
+        :param dialect: wire protocol
+        :param options: fal's request options, see
+            :class:`~airflow_provider_uniapi_fal.protocol.dialects.fal.SubmitOptions`
+        :return: the handle, or the result if the dialect answers with it at once
+        :raises FalInputError: wrong input; nothing was accepted
+        :raises FalAuthError: no or a wrong key; nothing was accepted
+        :raises FalBalanceError: no balance; nothing was accepted
+        :raises FalRateLimited: no job is taken at the moment; nothing was accepted
+        :raises FalProtocolError: the gateway cannot be reached; nothing was sent
+        :raises FalSubmitOutcomeUnknown: the reply was lost: a job may run and be billed; do not submit again
+        """
+        request = self.prepare(model, arguments, dialect=dialect, **options)
+        return self.post(model, request, dialect=dialect)
+
+    async def asubmit(
+        self,
+        model: str,
+        arguments: Mapping[str, Any],
+        *,
+        dialect: str = "fal",
+        **options: Unpack[SubmitOptions],
+    ) -> Submitted | Finished:
+        """Submit one job from an event loop; see :meth:`submit`."""
+        request = self.prepare(model, arguments, dialect=dialect, **options)
+        await self.aaccount()
+        async with self.pool() as transport:
+            reading = await transport.run(self._submitting(model, request, dialect))
+        return _accepted(reading)
+
+    def post(self, model: str, request: HttpRequest, *, dialect: str = "fal") -> Submitted | Finished:
+        """
+        Post what :meth:`prepare` returned; raises as :meth:`submit` does.
+
+        Apart from :meth:`prepare` so that a ledger can be written between the two.
+        """
+        reading = BlockingTransport(self.account).run(self._submitting(model, request, dialect))
+        return _accepted(reading)
+
+    def status(self, handle: JobHandle, *, logs: bool = False) -> JobStatus:
+        """
+        Ask how a job is going; costs nothing.
+
+        :param handle: the job
+        :param logs: ask for the model's log lines, too
+        :raises FalAuthError: the key is refused; the job is not affected
+        :raises FalBalanceError: the account is refused; the job is not affected
+        :raises FalResultExpired: the gateway does not know the job
+        :raises FalProtocolError: no definite answer was to be had; the job may be running
+        """
+        return _read(handle, BlockingTransport(self.account).run(self._asking(handle, logs)))
+
+    async def astatus(self, handle: JobHandle, *, logs: bool = False) -> JobStatus:
+        """Ask how a job is going from an event loop; see :meth:`status`."""
+        await self.aaccount()
+        async with self.pool() as transport:
+            return _read(handle, await transport.run(self._asking(handle, logs)))
+
+    def result(self, handle: JobHandle) -> JobResult:
+        """
+        Fetch the result of a finished job; costs nothing.
+
+        :param handle: the job
+        :return: the result, proven a success
+        :raises FalError: the class says how the job ended; ``FalProtocolError`` if it has not ended yet,
+            ``FalResultExpired`` if it was kept no longer
+        """
+        return _read(handle, BlockingTransport(self.account).run(self._fetching(handle)))
+
+    async def aresult(self, handle: JobHandle) -> JobResult:
+        """Fetch the result of a finished job from an event loop; see :meth:`result`."""
+        await self.aaccount()
+        async with self.pool() as transport:
+            return _read(handle, await transport.run(self._fetching(handle)))
+
+    def cancel(self, handle: JobHandle) -> CancelOutcome:
+        """
+        Ask the gateway to cancel a job.
+
+        Only ``REMOVED`` means that it will not run. After ``REQUESTED`` it may still finish and be billed;
+        after ``ALREADY_COMPLETED`` its result is paid for: fetch it.
+
+        :param handle: the job
+        """
+        return BlockingTransport(self.account).run(verbs.cancel(dialect_named(handle.dialect), handle))
+
+    async def acancel(self, handle: JobHandle) -> CancelOutcome:
+        """Ask the gateway to cancel a job from an event loop; see :meth:`cancel`."""
+        await self.aaccount()
+        async with self.pool() as transport:
+            return await transport.run(verbs.cancel(dialect_named(handle.dialect), handle))
+
+    def handle_of(
+        self, *, status_url: str | None = None, request_id: str | None = None, model: str | None = None
+    ) -> JobHandle:
+        """
+        Build a handle from a status address, or from an id and a model.
+
+        :raises FalInputError: if neither leads to a job
+        """
+        dialect = dialect_named("fal")
+        if status_url:
+            return _returned(
+                dialect.handle_of_url(
+                    status_url, account=self.account, fal_conn_id=self.fal_conn_id, now=time.time()
+                )
+            )
+        return _returned(dialect.handle_of(request_id, model, fal_conn_id=self.fal_conn_id, now=time.time()))
+
+    def urls(self, handle: JobHandle) -> dict[str, str]:
+        """Return the absolute addresses of a job's status and result at the configured gateway."""
+        family = dialect_named(handle.dialect).family
+        return {
+            "status_url": self.account.url(family, handle.status_path),
+            "response_url": self.account.url(family, handle.response_path),
+        }
+
+    def one_round(self, watch: watching.Watch) -> watching.RoundEnd:
+        """
+        Make one round of a wait from a worker: look, and fetch the result if it is there.
+
+        If the key is refused, the connection is read again once, because its key may have been changed.
+        """
+        end = BlockingTransport(self.account).run(watching_round(watch))
+        if not isinstance(end, Failure) or end.kind is not FailureKind.AUTH:
+            return end
+        refused, self._account = self.account, None
+        return end if self.account == refused else BlockingTransport(self.account).run(watching_round(watch))
+
+    def test_connection(self) -> tuple[bool, str]:
+        """Try key and address for the connection form's test button; costs nothing."""
+        try:
+            return BlockingTransport(self.account).run(verbs.probe())
+        except Exception as error:  # noqa: BLE001 - whatever it is, the form shows its text
+            return False, str(error)
+
+    def _submitting(self, model: str, request: HttpRequest, dialect: str) -> Flow[SubmitReading]:
+        return verbs.submit(
+            dialect_named(dialect),
+            request,
+            model=bare_model(model),
+            fal_conn_id=self.fal_conn_id,
+            account=self.account,
+            clock=time.time,
+            jitter=random.random,
+        )
+
+    def _asking(self, handle: JobHandle, logs: bool) -> Flow[StatusReading]:
+        dialect = dialect_named(handle.dialect)
+        return verbs.status(dialect, handle, logs=logs, clock=time.time, jitter=random.random)
+
+    def _fetching(self, handle: JobHandle) -> Flow[ResultReading]:
+        return verbs.result(dialect_named(handle.dialect), handle, clock=time.time, jitter=random.random)
+
+
+def watching_round(watch: watching.Watch) -> Flow[watching.RoundEnd]:
+    """Return the conversation for one round of a wait, with this process's clock."""
+    dialect = dialect_named(watch.handle.dialect)
+    return watching.one_round(watch, dialect, clock=time.time, jitter=random.random)
+
+
+def _account_of(connection: Connection) -> GatewayAccount:
+    try:
+        extra = json.loads(connection.extra or "{}")
+    except ValueError:
+        extra = None
+    if not isinstance(extra, dict):
+        raise error_of(
+            bad_input("The connection's extra is no JSON object.", "Correct the connection's extra.")
+        )
+    return _returned(
+        read_account(
+            host=connection.host,
+            port=connection.port,
+            schema=connection.schema,
+            key=connection.password,
+            extra=extra,
+        )
+    )
+
+
+def _secrets(account: GatewayAccount) -> list[str]:
+    """Return what Airflow is to mask in logs, besides the password that it masks by itself."""
+    return [secret for secret in (account.key, account.proxy, *account.headers.values()) if secret]
+
+
+def _returned(value: T | Failure) -> T:
+    """Return a value, or raise the error of the failure that is in its place."""
+    if isinstance(value, Failure):
+        raise error_of(value)
+    return value
+
+
+def _accepted(reading: SubmitReading) -> Submitted | Finished:
+    if isinstance(reading, Failure):
+        raise error_of(reading)
+    return reading
+
+
+def _read(handle: JobHandle, reading: T | LookAgain | Failure) -> T:
+    if isinstance(reading, LookAgain):
+        raise error_of(verbs.unclear(handle, reading))
+    return _returned(reading)

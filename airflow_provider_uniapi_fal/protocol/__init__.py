@@ -1,0 +1,1 @@
+"""The gateway's wire as plain values: no I/O and no Airflow."""

@@ -1,0 +1,70 @@
+"""Checks of what a user gives, before anything is paid; each names the field."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from airflow_provider_uniapi_fal.protocol.messages import MAX_DEPTH
+
+_MODEL_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def model_problem(model: object) -> str | None:
+    """Return what is wrong with a model id, or None."""
+    if not isinstance(model, str) or not model.strip():
+        return f"model: a model id such as 'flux-pro/kontext/text-to-image' is needed, not {model!r}"
+    if "://" in model:
+        return f"model: {model!r} is an address; give the model id alone"
+    segments = model.split("/")
+    if ".." in segments or not all(_MODEL_SEGMENT.fullmatch(segment) for segment in segments):
+        return (
+            f"model: {model!r} is no model id; it is made of words of letters, digits, '.', '_', '-' and '/'"
+        )
+    return None
+
+
+def arguments_problems(arguments: object) -> list[str]:
+    """Return what keeps the arguments from being sent as JSON: one text for each wrong field."""
+    if not isinstance(arguments, Mapping):
+        return [f"arguments: a mapping of the model's inputs is needed, not {type(arguments).__name__}"]
+    return _json_problems(arguments, "arguments", ())
+
+
+def as_json(value: Any) -> Any:
+    """Return a value without problems as what the JSON writer takes: of mappings, it takes a dict only."""
+    if isinstance(value, Mapping):
+        return {key: as_json(item) for key, item in value.items()}
+    return [as_json(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _json_problems(value: Any, where: str, around: tuple[int, ...]) -> list[str]:
+    """Find the problems in a value; ``around`` are the ids of those that it lies in."""
+    if id(value) in around:
+        return [f"{where}: contains itself"]
+    if len(around) > MAX_DEPTH:
+        return [f"arguments: nested more than {MAX_DEPTH} deep"]
+    inside = (*around, id(value))
+    if isinstance(value, Mapping):
+        problems = []
+        for key, item in value.items():
+            if not isinstance(key, str):
+                problems.append(f"{where}: the key {key!r} is no text")
+                continue
+            if key.endswith("_urls") and isinstance(item, str):
+                problems.append(f"{where}.{key}: a list is needed, not a single text")
+            problems += _json_problems(item, f"{where}.{key}", inside)
+        return problems
+    if isinstance(value, (list, tuple)):
+        return [
+            problem
+            for index, item in enumerate(value)
+            for problem in _json_problems(item, f"{where}[{index}]", inside)
+        ]
+    if isinstance(value, float) and not math.isfinite(value):
+        return [f"{where}: {value} has no form in JSON"]
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return []
+    return [f"{where}: {type(value).__name__} has no form in JSON"]

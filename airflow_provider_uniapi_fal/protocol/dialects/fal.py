@@ -1,0 +1,743 @@
+"""
+The fal queue, as the gateway offers it: submit, poll the status, fetch the result, cancel.
+
+Sources: fal's documentation of its queue and its errors; UniAPI's FalAI and submit pages; what third parties
+recorded of the live service. Where they disagree, both sides are read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict
+
+from airflow_provider_uniapi_fal.protocol.arguments import arguments_problems, as_json, model_problem
+from airflow_provider_uniapi_fal.protocol.dialects.base import (
+    CancelOutcome,
+    LookAgain,
+    ResultReading,
+    StatusReading,
+    SubmitReading,
+    Submitted,
+)
+from airflow_provider_uniapi_fal.protocol.errors import (
+    Billed,
+    Failure,
+    FailureKind,
+    bad_input,
+    unknown_outcome,
+)
+from airflow_provider_uniapi_fal.protocol.job import (
+    JobHandle,
+    JobResult,
+    JobState,
+    JobStatus,
+    LogLine,
+    MediaFile,
+)
+from airflow_provider_uniapi_fal.protocol.messages import (
+    HttpReply,
+    HttpRequest,
+    Unreadable,
+    excerpt,
+    read_json,
+)
+from airflow_provider_uniapi_fal.protocol.origin import (
+    GatewayAccount,
+    is_request_id,
+    path_below_family,
+)
+from airflow_provider_uniapi_fal.protocol.retrying import retry_after
+
+#: fal itself knows the first three words only; the others are those that gateways of this family answer.
+_STATES = {
+    "IN_QUEUE": JobState.PENDING,
+    "IN_PROGRESS": JobState.RUNNING,
+    "COMPLETED": JobState.SUCCEEDED,
+    "QUEUED": JobState.PENDING,
+    "PENDING": JobState.PENDING,
+    "NOT_START": JobState.PENDING,
+    "SUBMITTED": JobState.PENDING,
+    "PROCESSING": JobState.RUNNING,
+    "RUNNING": JobState.RUNNING,
+    "SUCCESS": JobState.SUCCEEDED,
+    "SUCCEEDED": JobState.SUCCEEDED,
+    "FAILURE": JobState.FAILED,
+    "FAILED": JobState.FAILED,
+    "ERROR": JobState.FAILED,
+    "CANCELLED": JobState.CANCELLED,
+    "CANCELED": JobState.CANCELLED,
+    "CANCEL": JobState.CANCELLED,
+}
+
+#: Request and platform errors of which fal says that they are not charged and may pass.
+_TRANSIENT_TYPES = {
+    "request_timeout",
+    "startup_timeout",
+    "runner_scheduling_failure",
+    "runner_connection_timeout",
+    "runner_disconnected",
+    "runner_connection_refused",
+    "runner_connection_error",
+    "runner_incomplete_response",
+    "runner_server_error",
+    "internal_error",
+    "internal_server_error",
+    "generation_timeout",
+    "downstream_service_unavailable",
+}
+_CANCELLED_TYPES = {"client_cancelled", "client_disconnected"}
+_REFUSED_TYPES = {"content_policy_violation"}
+_FAILED_422_TYPES = {"no_media_generated"}
+
+_PATH = re.compile(r"(?P<app>(?:/[^/]+)+)/requests/(?P<id>[^/]+)(?P<rest>/status|/cancel|/response)?")
+
+#: UniAPI's text for a model that the key's group has no channel for: a refusal, whatever its status code.
+_NO_CHANNEL = "没有可用渠道"
+
+
+class SubmitOptions(TypedDict, total=False):
+    """
+    fal's request options by name; None leaves one out. Whether the gateway passes them on is not documented.
+
+    Source: fal's page on the headers of the queue.
+
+    * ``start_timeout``: seconds in which the job must have started, else fal fails it
+      (``X-Fal-Request-Start-Timeout``)
+    * ``priority``: ``normal`` or ``low`` (``X-Fal-Queue-Priority``)
+    * ``runner_hint``: text by which fal sends jobs to the same runner (``X-Fal-Runner-Hint``)
+    * ``no_retry``: True turns fal's own retries off (``X-Fal-No-Retry``)
+    * ``store_io``: False keeps fal from storing input and output; the result then lasts an hour or less
+      (``X-Fal-Store-IO``)
+    * ``object_lifetime``: seconds that fal keeps the media (``X-Fal-Object-Lifecycle-Preference``)
+    * ``max_queue_length``: refuse the job if the queue is longer (``fal_max_queue_length``)
+    """
+
+    start_timeout: float | None
+    priority: str | None
+    runner_hint: str | None
+    no_retry: bool | None
+    store_io: bool | None
+    object_lifetime: int | None
+    max_queue_length: int | None
+
+
+@dataclass(frozen=True)
+class _Option:
+    """One request option of fal's: its header or query parameter, and how a value is checked and written."""
+
+    header: str
+    problem: str
+    write: Any
+    query: bool = False
+
+
+def _seconds(value: object) -> str | None:
+    ok = isinstance(value, (int, float)) and not isinstance(value, bool) and 0.1 < value < 1e9
+    return str(value) if ok else None
+
+
+def _whole(value: object) -> str | None:
+    ok = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return str(value) if ok else None
+
+
+def _lifetime(value: object) -> str | None:
+    written = _whole(value)
+    return written and json.dumps({"expiration_duration_seconds": value})
+
+
+def _hint(value: object) -> str | None:
+    ok = isinstance(value, str) and 0 < len(value) <= 200 and value.isascii() and value.isprintable()
+    return str(value) if ok and value == str(value).strip() else None
+
+
+_OPTIONS = {
+    "start_timeout": _Option("X-Fal-Request-Start-Timeout", "a number of seconds above 0.1", _seconds),
+    "priority": _Option(
+        "X-Fal-Queue-Priority", "'normal' or 'low'", lambda v: v if v in ("normal", "low") else None
+    ),
+    "runner_hint": _Option("X-Fal-Runner-Hint", "a short printable ASCII text", _hint),
+    "no_retry": _Option(
+        "X-Fal-No-Retry", "True or False", lambda v: ("1" if v else "") if isinstance(v, bool) else None
+    ),
+    "store_io": _Option(
+        "X-Fal-Store-IO", "True or False", lambda v: ("" if v else "0") if isinstance(v, bool) else None
+    ),
+    "object_lifetime": _Option(
+        "X-Fal-Object-Lifecycle-Preference", "a whole number of seconds above 0", _lifetime
+    ),
+    "max_queue_length": _Option("fal_max_queue_length", "a whole number above 0", _whole, query=True),
+}
+
+
+class FalDialect:
+    """fal's queue behind the gateway's ``/fal-ai`` prefix."""
+
+    name = "fal"
+    family = "fal"
+
+    def submit_request(
+        self, model: object, arguments: object, options: Mapping[str, Any]
+    ) -> HttpRequest | Failure:
+        """Return the post that submits a job, or the failure that names each wrong field."""
+        problems = [p for p in (model_problem(model),) if p] + arguments_problems(arguments)
+        headers: dict[str, str] = {}
+        query: dict[str, str] = {}
+        for name, value in options.items():
+            if value is None:
+                continue
+            if name not in _OPTIONS:
+                problems.append(f"{name}: not an option of the fal queue; there are {', '.join(_OPTIONS)}")
+                continue
+            option = _OPTIONS[name]
+            written = option.write(value)
+            if written is None:
+                problems.append(f"{name}: {option.problem} is needed, not {value!r}")
+            elif written:
+                (query if option.query else headers)[option.header] = written
+        if problems or not isinstance(model, str) or not isinstance(arguments, Mapping):
+            return bad_input("Refused before anything was sent: " + "; ".join(problems) + ".")
+        return HttpRequest(
+            "POST", self.family, f"/{bare_model(model)}", query, headers, json=as_json(arguments)
+        )
+
+    def read_submit(
+        self, reply: HttpReply, *, model: str, fal_conn_id: str, account: GatewayAccount, now: float
+    ) -> SubmitReading:
+        """Read the reply to a submit."""
+        body = read_json(reply)
+        if not reply.ok:
+            return _refused_submit(reply, body, now)
+        if not isinstance(body, dict):
+            return unknown_outcome("the gateway's reply cannot be read", reply.status)
+        if _STATES.get(_word(body)) is JobState.FAILED or (body.get("error") and "request_id" not in body):
+            detail = _Detail.of(body)
+            return Failure(
+                FailureKind.JOB_FAILED,
+                what=f"The gateway answered the submit with a failure{detail.words}.",
+                retry_does="fails at once without a submit; clear the task to submit again.",
+                billed="maybe",
+                error_type=detail.type,
+                http_status=reply.status,
+                request_id=body["request_id"] if is_request_id(body.get("request_id")) else None,
+            )
+        urls = {
+            name: path_below_family(body.get(name), account.family_paths[self.family], account.base_url)
+            for name in ("status_url", "response_url", "cancel_url")
+        }
+        request_id = body.get("request_id") or _id_in(urls["status_url"]) or _id_in(urls["response_url"])
+        if not is_request_id(request_id):
+            return unknown_outcome("the gateway's reply has no usable request id", reply.status)
+        built = self._built(str(request_id), model, fal_conn_id, now)
+        status_path = _usable(urls["status_url"], "/status")
+        if status_path:
+            # What the server did not name lies beside what it named.
+            base = status_path.removesuffix("/status")
+            built = replace(built, response_path=base, cancel_path=f"{base}/cancel")
+        handle = replace(
+            built,
+            status_path=status_path or built.status_path,
+            response_path=_usable(urls["response_url"], "", "/response") or built.response_path,
+            cancel_path=_usable(urls["cancel_url"], "/cancel") or built.cancel_path,
+        )
+        status = self.read_status(handle, reply, now)
+        if not isinstance(status, JobStatus):
+            status = JobStatus(JobState.PENDING, word="")
+        return Submitted(handle, status)
+
+    def handle_of(
+        self, request_id: object, model: object, *, fal_conn_id: str, now: float
+    ) -> JobHandle | Failure:
+        """Return a handle built from an id and a model alone."""
+        if not is_request_id(request_id):
+            return bad_input("request_id: an id made of letters, digits, '_' and '-' is needed.")
+        problem = model_problem(model)
+        if problem:
+            return bad_input(
+                f"{problem}.", "With request_id, give the model, too: its path leads to the job."
+            )
+        return self._built(str(request_id), bare_model(str(model)), fal_conn_id, now)
+
+    def handle_of_url(
+        self, status_url: object, *, account: GatewayAccount, fal_conn_id: str, now: float
+    ) -> JobHandle | Failure:
+        """Return a handle built from the address of a status; its host is not used."""
+        path = path_below_family(status_url, account.family_paths[self.family], account.base_url)
+        match = _PATH.fullmatch(path or "")
+        if match is None or match["rest"] != "/status" or not is_request_id(match["id"]):
+            return bad_input("status_url: an address that ends in /requests/<id>/status is needed.")
+        base = f"{match['app']}/requests/{match['id']}"
+        built = self._built(match["id"], match["app"][1:], fal_conn_id, now)
+        return replace(built, status_path=f"{base}/status", response_path=base, cancel_path=f"{base}/cancel")
+
+    def alternatives(self, handle: JobHandle) -> tuple[JobHandle, ...]:
+        """
+        Return the handle, then those with other paths where the same job may be found.
+
+        The server's own path comes first, then owner and app (both readings: with the gateway's prefix as
+        the owner, and with an owner in the model id), then the whole model id: fal's two pages disagree on
+        which it is, and what a gateway makes of it is not documented.
+        """
+        segments = handle.model.split("/")
+        apps = [_app_of(handle.model), "/".join(segments[:2]), handle.model]
+        found = {handle.status_path: handle}
+        for app in apps:
+            other = _with_app(handle, f"/{app}")
+            found.setdefault(other.status_path, other)
+        return tuple(found.values())
+
+    def status_request(self, handle: JobHandle, *, logs: bool) -> HttpRequest:
+        """Return the request that asks how the job is going."""
+        return HttpRequest("GET", self.family, handle.status_path, {"logs": "1"} if logs else {})
+
+    def read_status(self, handle: JobHandle, reply: HttpReply, now: float) -> StatusReading:
+        """Read the reply to it: any 2xx with a known word is an answer, nearly all else is "look again"."""
+        if not reply.ok:
+            return _refused_read(handle, reply, now, may_run=True)
+        if reply.oversized:
+            return LookAgain("the status is too long to read here", oversized=True)
+        body = read_json(reply)
+        if not isinstance(body, dict):
+            return LookAgain("the status cannot be read" + _quoted(body))
+        word = _word(body)
+        if not word:
+            return LookAgain(f"the status has no word for the state{_Detail.of(body).words}", bounded=True)
+        metrics = body.get("metrics")
+        position = _whole_or_none(body.get("queue_position"))
+        status = JobStatus(
+            state=_STATES.get(word, JobState.UNKNOWN),
+            word=word,
+            queue_position=position if position is not None and position >= 0 else None,
+            logs=tuple(_log_lines(body.get("logs"))),
+            inference_time=_number(metrics.get("inference_time")) if isinstance(metrics, dict) else None,
+        )
+        detail = _Detail.of(body)
+        if status.state is JobState.SUCCEEDED and (body.get("error") or body.get("error_type")):
+            cancelled = detail.type in _CANCELLED_TYPES
+            status = replace(status, state=JobState.CANCELLED if cancelled else JobState.FAILED)
+        if status.state in (JobState.FAILED, JobState.CANCELLED):
+            status = replace(status, error=detail.text, error_type=detail.type)
+        return status
+
+    def result_request(self, handle: JobHandle) -> HttpRequest:
+        """Return the request that fetches the result."""
+        return HttpRequest("GET", self.family, handle.response_path)
+
+    def read_result(self, handle: JobHandle, reply: HttpReply, now: float) -> ResultReading:
+        """Read the reply to it. Success is a 2xx whose body is the model's answer and no error in disguise."""
+        if reply.oversized:
+            return LookAgain("the result is too long to read here", oversized=True)
+        body = read_json(reply)
+        if not reply.ok:
+            return self._failed_result(handle, reply, body, now)
+        if isinstance(body, Unreadable):
+            return LookAgain("the result cannot be read" + _quoted(body))
+        media = tuple(_media_in(body))
+        if isinstance(body, dict) and not media:
+            state = _STATES.get(_word(body))
+            if reply.status == 202 or state in (JobState.PENDING, JobState.RUNNING):
+                return LookAgain("the result is not ready yet", bounded=True)
+            if _is_error(body):
+                return self._failed_result(handle, reply, body, now)
+            empty = [key for key in _MEDIA_KEYS if key in body and not body[key]]
+            if empty:
+                return Failure(
+                    FailureKind.JOB_FAILED,
+                    what=f"The job is completed, but its result has no media: {', '.join(empty)} is empty.",
+                    retry_does=_LOOKS_AGAIN,
+                    billed=_billed(reply) or "maybe",
+                    error_type="no_media_generated",
+                    request_id=handle.request_id,
+                )
+        seed = body.get("seed") if isinstance(body, dict) else None
+        return JobResult(
+            handle=handle,
+            data=body,
+            media=media,
+            seed=_whole_or_none(seed),
+            billable_units=reply.headers.get("x-fal-billable-units"),
+        )
+
+    def failure_of(self, handle: JobHandle, status: JobStatus) -> Failure:
+        """Return the failure that a failed or cancelled status tells of."""
+        detail = _Detail(status.error_type, status.error)
+        cancelled = status.state is JobState.CANCELLED
+        return _job_failure(handle, detail, http_status=None, billed=None, cancelled=cancelled)
+
+    def cancel_request(self, handle: JobHandle) -> HttpRequest | None:
+        """Return the request that cancels the job. The gateway's pages do not name it: it may be refused."""
+        return HttpRequest("PUT", self.family, handle.cancel_path) if handle.cancel_path else None
+
+    def read_cancel(self, handle: JobHandle, reply: HttpReply) -> CancelOutcome:
+        """Read the reply to it, in any of the shapes that fal, its models' schemas and gateways give it."""
+        body = read_json(reply)
+        fields = body if isinstance(body, dict) else {}
+        word = _word(fields)
+        text = str(fields.get("detail") or "").lower()
+        if word == "ALREADY_COMPLETED" or "already completed" in text:
+            return CancelOutcome.ALREADY_COMPLETED
+        if word == "NOT_FOUND":
+            return CancelOutcome.NOT_FOUND
+        if reply.ok and (word == "CANCELLATION_REQUESTED" or reply.status == 202):
+            return CancelOutcome.REQUESTED
+        if reply.status == 200 and word in ("OK", "CANCELLED", "CANCELED"):
+            return CancelOutcome.REMOVED
+        if reply.ok and fields.get("success") is True:
+            return CancelOutcome.REQUESTED
+        if reply.status in (404, 405, 501):
+            return CancelOutcome.UNSUPPORTED
+        return CancelOutcome.UNCLEAR
+
+    def _built(self, request_id: str, model: str, fal_conn_id: str, now: float) -> JobHandle:
+        """Build the paths from owner and app, the way fal's own clients do."""
+        empty = JobHandle(self.name, model, request_id, "", "", None, fal_conn_id, now)
+        return _with_app(empty, f"/{_app_of(model)}")
+
+    def _failed_result(self, handle: JobHandle, reply: HttpReply, body: Any, now: float) -> ResultReading:
+        detail = _Detail.of(body, reply)
+        if "still in progress" in (detail.text or "").lower():
+            return LookAgain("the result is not ready yet", bounded=True)
+        if reply.status in (401, 402, 403, 429) or 300 <= reply.status < 400:
+            return _refused_read(handle, reply, now, may_run=False)
+        if reply.status in (404, 405, 410):
+            return LookAgain("the result is not there (any more)", bounded=True, not_found=True)
+        if reply.status >= 500 and not _is_fals_own_error(body, reply):
+            # A gateway in trouble may say so in JSON as well, in OpenAI's style with a type of its own.
+            said = _quoted(body) or detail.words
+            return LookAgain(
+                f"HTTP {reply.status} instead of the result{said}", bounded=isinstance(body, dict)
+            )
+        cancelled = isinstance(body, dict) and _STATES.get(_word(body)) is JobState.CANCELLED
+        return _job_failure(handle, detail, reply.status, _billed(reply), cancelled=cancelled)
+
+
+_LOOKS_AGAIN = "of a wait looks again and will find the same."
+
+_MEDIA_KEYS = ("images", "image", "videos", "video", "audio", "audios", "files", "file")
+
+
+def bare_model(model: str) -> str:
+    """Return a model id without the leading ``fal-ai/``, which the gateway's path has already."""
+    return model.removeprefix("fal-ai/")
+
+
+def _app_of(model: str) -> str:
+    """
+    Return the part of a model id that fal's status paths use: owner and app, without the subpath.
+
+    The owner ``fal-ai`` is the gateway's prefix, so that for its models one word is left. Whether a gateway
+    passes other owners on is not documented; a model id alone does not tell an owner from an app, so of
+    these only the namespaced ids can be told.
+    """
+    segments = model.split("/")
+    return "/".join(segments[:3] if segments[0] in ("workflows", "comfy") else segments[:1])
+
+
+def _with_app(handle: JobHandle, app: str) -> JobHandle:
+    base = f"{app}/requests/{handle.request_id}"
+    return replace(handle, status_path=f"{base}/status", response_path=base, cancel_path=f"{base}/cancel")
+
+
+def _usable(path: str | None, *endings: str) -> str | None:
+    """Return a server's path if it leads to a request in the expected way."""
+    match = _PATH.fullmatch(path or "")
+    if match is None or not is_request_id(match["id"]) or (match["rest"] or "") not in endings:
+        return None
+    return path
+
+
+def _id_in(path: str | None) -> str | None:
+    match = _PATH.fullmatch(path or "")
+    return match["id"] if match else None
+
+
+def _word(body: Mapping[str, Any]) -> str:
+    word = body.get("status")
+    return word.strip().upper()[:60] if isinstance(word, str) else ""
+
+
+def _is_error(body: Mapping[str, Any]) -> bool:
+    """
+    Whether an answer without media under 2xx is an error in disguise, in any of the shapes that errors have.
+
+    The gateway's heartbeat commits itself to 200 before it knows how a request ends.
+    """
+    if _STATES.get(_word(body)) in (JobState.FAILED, JobState.CANCELLED):
+        return True
+    if body.get("error") or body.get("error_type"):
+        return True
+    said = set(body) - {"status", "request_id"}
+    return said == {"detail"} or (
+        {"code", "message"} <= said <= {"code", "message", "data"} and not body.get("data")
+    )
+
+
+def _number(value: object) -> float | None:
+    try:
+        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _whole_or_none(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _text_or_none(value: object) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _quoted(body: object) -> str:
+    return f": {body.excerpt!r}" if isinstance(body, Unreadable) and body.excerpt else ""
+
+
+def _log_lines(logs: object) -> Iterator[LogLine]:
+    for item in logs if isinstance(logs, list) else ():
+        if isinstance(item, str):
+            yield LogLine(item)
+        elif isinstance(item, dict) and isinstance(item.get("message"), str):
+            yield LogLine(
+                item["message"], _text_or_none(item.get("level")), _text_or_none(item.get("timestamp"))
+            )
+
+
+@dataclass(frozen=True)
+class _Detail:
+    """
+    The server's word and text for an error, from whichever of its shapes.
+
+    ``detail`` is a list (of the model), a text (of the platform) or a mapping; ``error`` a text or a mapping
+    (of gateways in OpenAI's style); ``message`` stands alone in others. Of a list only place, type and message
+    are taken: its ``input`` is the user's own input and stays out of messages.
+    """
+
+    type: str | None
+    text: str | None
+
+    @property
+    def words(self) -> str:
+        said = ": ".join(part for part in (self.type, self.text) if part)
+        return f" ({said})" if said else ""
+
+    @classmethod
+    def of(cls, body: Any, reply: HttpReply | None = None) -> _Detail:
+        header = reply.headers.get("x-fal-error-type") if reply else None
+        if isinstance(body, Unreadable):
+            return cls(header, body.excerpt or None)
+        if not isinstance(body, dict):
+            return cls(header, None)
+        kind = body.get("error_type") or header
+        texts: list[str] = []
+        for item in (body.get("detail"), body.get("error"), body.get("message")):
+            for part in item if isinstance(item, list) else [item]:
+                if isinstance(part, str):
+                    texts.append(part)
+                elif isinstance(part, dict):
+                    kind = kind or part.get("type") or part.get("code")
+                    steps = part.get("loc")
+                    place = ".".join(str(step) for step in steps) if isinstance(steps, list) else ""
+                    said = str(part.get("msg") or part.get("message") or part.get("type") or "")
+                    texts.append(": ".join(word for word in (place, said) if word))
+        return cls(excerpt(str(kind)) if kind else None, excerpt("; ".join(t for t in texts if t)) or None)
+
+
+def _is_fals_own_error(body: Any, reply: HttpReply) -> bool:
+    """Whether an error has a type in one of the places where fal and its models put it."""
+    if "x-fal-error-type" in reply.headers:
+        return True
+    if not isinstance(body, dict):
+        return False
+    detail = body.get("detail")
+    parts = detail if isinstance(detail, list) else []
+    return bool(body.get("error_type")) or any(isinstance(part, dict) and part.get("type") for part in parts)
+
+
+def _billed(reply: HttpReply) -> Billed | None:
+    """Read what the server says of the bill: ``X-Fal-Billable-Units``, the units that were charged."""
+    units = reply.headers.get("x-fal-billable-units")
+    try:
+        charged = float(units or "nan")
+    except ValueError:
+        return None
+    return None if math.isnan(charged) else ("yes" if charged > 0 else "no")
+
+
+def _job_failure(
+    handle: JobHandle, detail: _Detail, http_status: int | None, billed: Billed | None, *, cancelled: bool
+) -> Failure:
+    """
+    Tell the kind of a job's failure from its type, else from its status code.
+
+    fal: 5xx is never charged; a 422 "may still be charged if a runner spent GPU time"; whether a cancelled
+    run is charged is not documented.
+    """
+    kind, transient = FailureKind.JOB_FAILED, False
+    expected: Billed = "maybe"
+    what = "The job failed"
+    advice = ""
+    if cancelled or detail.type in _CANCELLED_TYPES or http_status == 499:
+        kind, what = FailureKind.JOB_CANCELLED, "The job was cancelled"
+    elif detail.type in _REFUSED_TYPES:
+        kind, what = FailureKind.CONTENT_REFUSED, "The model refused the content"
+        advice = "Change the prompt or the input media."
+    elif detail.type in _TRANSIENT_TYPES or (http_status is not None and http_status >= 500):
+        transient, expected = True, "no"
+    elif detail.type in _FAILED_422_TYPES:
+        advice = "Another seed or prompt may do."
+    elif http_status in (400, 413, 422) or (http_status is None and detail.type is not None):
+        kind, what = FailureKind.INPUT, "The model refused its input"
+        advice = "Correct the arguments, then clear the task that submits."
+    return Failure(
+        kind,
+        what=f"{what}{detail.words}.",
+        retry_does=_LOOKS_AGAIN,
+        advice=advice,
+        billed=billed or expected,
+        transient=transient and (billed or expected) == "no",
+        error_type=detail.type,
+        http_status=http_status,
+        request_id=handle.request_id,
+    )
+
+
+def _refused_read(handle: JobHandle, reply: HttpReply, now: float, *, may_run: bool) -> LookAgain | Failure:
+    """Read a status or result that came back as something else than 2xx, the job itself not being the cause."""
+    body = read_json(reply)
+    detail = _Detail.of(body, reply)
+    if reply.status in (401, 402, 403):
+        auth = reply.status == 401
+        return Failure(
+            FailureKind.AUTH if auth else FailureKind.BALANCE,
+            what=(
+                f"The gateway refused the key when asked for the job{detail.words}."
+                if auth
+                else f"The gateway refused the account when asked for the job{detail.words}."
+            ),
+            retry_does="of a wait looks again.",
+            advice=(
+                "Correct the connection's key; the job itself is not affected."
+                if auth
+                else "See to the account's balance; the job itself is not affected."
+            ),
+            billed="maybe",
+            may_run=may_run,
+            error_type=detail.type,
+            http_status=reply.status,
+            request_id=handle.request_id,
+        )
+    if reply.status == 404:
+        return LookAgain("the gateway does not know the job under this path", bounded=True, not_found=True)
+    if 300 <= reply.status < 400:
+        return LookAgain("the gateway answered with a redirect, which is not followed", bounded=True)
+    passing = reply.status >= 500 or reply.status in (408, 425, 429)
+    return LookAgain(f"HTTP {reply.status}{detail.words}", retry_after(reply, now), bounded=not passing)
+
+
+def _refused_submit(reply: HttpReply, body: Any, now: float) -> Failure:
+    """Read a submit that was not answered with 2xx: refused for a reason, or with an outcome nobody knows."""
+    detail = _Detail.of(body, reply)
+
+    def refused(
+        kind: FailureKind, what: str, advice: str, *, billed: Billed = "no", passes: bool = False
+    ) -> Failure:
+        return Failure(
+            kind,
+            what=f"{what}{detail.words}. Nothing was accepted.",
+            retry_does="submits." if passes else "would be refused in the same way.",
+            advice=advice,
+            billed=billed,
+            error_type=detail.type,
+            http_status=reply.status,
+            retry_after=retry_after(reply, now),
+        )
+
+    if _NO_CHANNEL in (detail.text or ""):
+        return refused(
+            FailureKind.INPUT,
+            "The gateway has no channel for this model in the key's group",
+            "Choose another model, or have the key's group changed.",
+        )
+    if reply.status == 429:
+        return refused(
+            FailureKind.RATE_LIMITED,
+            "The gateway takes no more jobs at the moment",
+            "Lower the number of tasks that submit at once.",
+            passes=True,
+        )
+    if reply.status == 401:
+        return refused(FailureKind.AUTH, "The gateway refused the key", "Correct the key in the connection.")
+    if reply.status in (402, 403):
+        return refused(
+            FailureKind.BALANCE,
+            "The gateway refused the account",
+            f"HTTP {reply.status} here means an exhausted balance or a locked account: see to the account.",
+        )
+    if reply.status in (400, 404, 405, 410, 413, 415, 422):
+        return refused(
+            FailureKind.CONTENT_REFUSED if detail.type in _REFUSED_TYPES else FailureKind.INPUT,
+            f"The gateway refused the submit with HTTP {reply.status}",
+            "Correct model or arguments; for a 404 look at the connection's host, too.",
+            billed=_billed(reply) or ("maybe" if reply.status == 422 else "no"),
+        )
+    if 300 <= reply.status < 400:
+        return refused(
+            FailureKind.PROTOCOL,
+            "The gateway answered the submit with a redirect, which is not followed, because the key goes to the "
+            "configured address only",
+            "Give the final address as the connection's host.",
+            passes=True,
+        )
+    return unknown_outcome(f"the gateway answered with HTTP {reply.status}{detail.words}", reply.status)
+
+
+def _media_in(data: Any) -> Iterator[MediaFile]:
+    """
+    Find the media files in a model's answer.
+
+    fal's models put a file (``{"url": …}``) or a list of files under names of their own, so every mapping
+    with a URL counts, wherever it is, and every top-level ``…_url``. ``has_nsfw_concepts[i]`` belongs to
+    ``images[i]``. The URLs that errors have in them lead to explanations.
+    """
+    flags = data.get("has_nsfw_concepts") if isinstance(data, dict) else None
+    flagged = {f"images[{i}]" for i, flag in enumerate(flags) if flag} if isinstance(flags, list) else set()
+    if isinstance(data, dict):
+        data = {key: value for key, value in data.items() if key not in ("detail", "error")}
+    for file in _files_below(data, ""):
+        yield replace(file, flagged=True) if file.where in flagged else file
+
+
+def _files_below(value: Any, where: str) -> Iterator[MediaFile]:
+    if isinstance(value, dict):
+        if _is_media_url(value.get("url")):
+            yield MediaFile(
+                where=where,
+                url=value["url"],
+                content_type=_text_or_none(value.get("content_type")),
+                file_name=_text_or_none(value.get("file_name")),
+                file_size=_whole_or_none(value.get("file_size")),
+                width=_whole_or_none(value.get("width")),
+                height=_whole_or_none(value.get("height")),
+            )
+            return
+        for key, item in value.items():
+            inner = f"{where}.{key}" if where else key
+            if not where and (key.endswith("_url") or key in _MEDIA_KEYS) and _is_media_url(item):
+                yield MediaFile(inner, item)
+            else:
+                yield from _files_below(item, inner)
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            inner = f"{where}[{index}]"
+            if where in _MEDIA_KEYS and _is_media_url(item):
+                yield MediaFile(inner, item)
+            else:
+                yield from _files_below(item, inner)
+
+
+def _is_media_url(value: object) -> bool:
+    return isinstance(value, str) and value.startswith(("http://", "https://", "data:"))

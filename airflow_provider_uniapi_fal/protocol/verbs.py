@@ -1,0 +1,240 @@
+"""
+The verbs submit, status, result and cancel as conversations with the gateway, each written once.
+
+A verb is a generator: it yields what it wants sent or how long it wants to sleep, is given what came back, and
+returns a value. The blocking and the non-blocking driver run the very same generator, so that the two cannot
+differ.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypeVar
+
+from airflow_provider_uniapi_fal.protocol import retrying
+from airflow_provider_uniapi_fal.protocol.dialects.base import (
+    CancelOutcome,
+    Dialect,
+    LookAgain,
+    ResultReading,
+    StatusReading,
+    SubmitReading,
+)
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, unknown_outcome
+from airflow_provider_uniapi_fal.protocol.messages import (
+    Flow,
+    HttpReply,
+    HttpRequest,
+    NotSent,
+    ReplyLost,
+    Send,
+    Sent,
+    Sleep,
+    read_json,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from airflow_provider_uniapi_fal.protocol.job import JobHandle
+    from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
+
+
+Reading = TypeVar("Reading", bound="StatusReading | ResultReading")
+
+
+def send(request: HttpRequest) -> Flow[Sent]:
+    """Send one request and return what came of it."""
+    sent = yield Send(request)
+    assert sent is not None, "a driver answers Send with what came back"  # noqa: S101
+    return sent
+
+
+def submit(
+    dialect: Dialect,
+    request: HttpRequest,
+    *,
+    model: str,
+    fal_conn_id: str,
+    account: GatewayAccount,
+    clock: Callable[[], float],
+    jitter: Callable[[], float],
+) -> Flow[SubmitReading]:
+    """
+    Submit one job: at most one post that the gateway may have accepted.
+
+    :param request: the post, from the dialect
+    :param clock: seconds since the epoch
+    :param jitter: random numbers from 0 to 1
+    :return: submitted, finished, or the failure that says whether a job may exist
+    """
+    waited = 0.0
+    attempt = 0
+    while True:
+        attempt += 1
+        sent = yield from send(request)
+        delay = retrying.submit_again_after(
+            sent, attempt=attempt, waited=waited, now=clock(), jitter=jitter()
+        )
+        if delay is None:
+            break
+        waited += delay
+        yield Sleep(delay)
+    if isinstance(sent, NotSent):
+        return Failure(
+            FailureKind.PROTOCOL,
+            what=f"The gateway could not be reached ({sent.reason}); nothing was sent.",
+            retry_does="submits.",
+            advice="Look at the connection's host, the network and the proxy.",
+        )
+    if isinstance(sent, ReplyLost):
+        return unknown_outcome(f"the reply was lost ({sent.reason})")
+    return dialect.read_submit(sent, model=model, fal_conn_id=fal_conn_id, account=account, now=clock())
+
+
+def look(
+    dialect: Dialect, handle: JobHandle, *, logs: bool, clock: Callable[[], float]
+) -> Flow[StatusReading]:
+    """Ask once how a job is going."""
+    sent = yield from send(dialect.status_request(handle, logs=logs))
+    if not isinstance(sent, HttpReply):
+        return LookAgain(_no_reply(sent))
+    return dialect.read_status(handle, sent, clock())
+
+
+def fetch(dialect: Dialect, handle: JobHandle, *, clock: Callable[[], float]) -> Flow[ResultReading]:
+    """Ask once for the result."""
+    sent = yield from send(dialect.result_request(handle))
+    if not isinstance(sent, HttpReply):
+        return LookAgain(_no_reply(sent))
+    return dialect.read_result(handle, sent, clock())
+
+
+def status(
+    dialect: Dialect,
+    handle: JobHandle,
+    *,
+    logs: bool,
+    clock: Callable[[], float],
+    jitter: Callable[[], float],
+) -> Flow[StatusReading]:
+    """Ask how a job is going, a few times if need be, also under the other paths where it may be found."""
+    return (
+        yield from _patiently(dialect, handle, lambda h: look(dialect, h, logs=logs, clock=clock), jitter)
+    )
+
+
+def result(
+    dialect: Dialect, handle: JobHandle, *, clock: Callable[[], float], jitter: Callable[[], float]
+) -> Flow[ResultReading]:
+    """Ask for the result, a few times if need be, also under the other paths where it may be found."""
+
+    def ask(found: JobHandle) -> Flow[ResultReading]:
+        return fetch(dialect, found, clock=clock)
+
+    return (yield from _patiently(dialect, handle, ask, jitter))
+
+
+def cancel(dialect: Dialect, handle: JobHandle) -> Flow[CancelOutcome]:
+    """Ask once to cancel the job."""
+    request = dialect.cancel_request(handle)
+    if request is None:
+        return CancelOutcome.UNSUPPORTED
+    sent = yield from send(request)
+    return dialect.read_cancel(handle, sent) if isinstance(sent, HttpReply) else CancelOutcome.UNCLEAR
+
+
+def probe() -> Flow[tuple[bool, str]]:
+    """
+    Ask the gateway for the account's balance, or else for its models: free, and enough to try the key.
+
+    Sources: UniAPI's general pages and a third party's client; both addresses belong to the OpenAI form.
+    """
+    answer = (False, "")
+    for path, query in (("/billing/usage", {"unit": "usd"}), ("/models", {})):
+        sent = yield from send(HttpRequest("GET", "openai", path, query))
+        answer, definite = _read_probe(sent)
+        if definite:
+            break
+    return answer
+
+
+def _read_probe(sent: Sent) -> tuple[tuple[bool, str], bool]:
+    """Return what to tell the user, and whether another address need not be tried."""
+    if not isinstance(sent, HttpReply):
+        return (
+            False,
+            f"The gateway cannot be reached ({sent.reason}). Look at host, network and proxy.",
+        ), True
+    if sent.status == 401:
+        return (
+            False,
+            "The gateway refused the key (HTTP 401). Put the right one into the password field.",
+        ), True
+    if sent.status in (402, 403):
+        text = f"The gateway refused the account (HTTP {sent.status}): no balance, or the account is locked."
+        return (False, text), True
+    body = read_json(sent)
+    if sent.ok and isinstance(body, dict):
+        data = body.get("data")
+        balance = data.get("balance") if isinstance(data, dict) else None
+        if not isinstance(balance, (int, float)) or balance < 0:
+            return (True, "The gateway accepted the key. Nothing was spent."), True
+        if balance == 0:
+            return (False, "The gateway accepted the key, but the account has no balance."), True
+        return (True, f"The gateway accepted the key; it reports a balance of {balance:g} USD."), True
+    if sent.status == 404 or sent.ok or 300 <= sent.status < 400:
+        text = (
+            f"There is no such gateway at this address (HTTP {sent.status}). Look at host and family paths."
+        )
+        return (False, text), False
+    return (False, f"The gateway answered with HTTP {sent.status}. Try again later."), True
+
+
+def unclear(handle: JobHandle, again: LookAgain) -> Failure:
+    """Return the failure for reads that never said anything definite."""
+    if again.not_found:
+        return Failure(
+            FailureKind.RESULT_EXPIRED,
+            what=f"The gateway does not have it: {again.reason}.",
+            retry_does="of a wait looks again and will most likely find the same.",
+            advice="fal keeps results for an hour, those above 10 KB for six minutes. If the job is younger, look "
+            "at the connection's host and family paths.",
+            billed="maybe",
+            may_run=True,
+            request_id=handle.request_id,
+        )
+    return Failure(
+        FailureKind.PROTOCOL,
+        what=f"The gateway's answers cannot be understood: {again.reason}.",
+        retry_does="of a wait looks again.",
+        billed="maybe",
+        may_run=True,
+        retry_after=again.retry_after,
+        request_id=handle.request_id,
+    )
+
+
+def _patiently(
+    dialect: Dialect,
+    handle: JobHandle,
+    ask: Callable[[JobHandle], Flow[Reading]],
+    jitter: Callable[[], float],
+) -> Flow[Reading]:
+    paths = list(dialect.alternatives(handle))
+    attempt = 0
+    while True:
+        reading = yield from ask(paths[0])
+        if not isinstance(reading, LookAgain) or reading.oversized:
+            return reading
+        if reading.not_found and len(paths) > 1:
+            paths.pop(0)
+            continue
+        attempt += 1
+        if attempt >= retrying.MAX_READ_ATTEMPTS or reading.bounded:
+            return reading
+        delay = retrying.backoff(attempt, jitter()) if reading.retry_after is None else reading.retry_after
+        yield Sleep(min(delay, retrying.LONGEST_READ_PAUSE))
+
+
+def _no_reply(sent: NotSent | ReplyLost) -> str:
+    return f"no reply ({sent.reason})"

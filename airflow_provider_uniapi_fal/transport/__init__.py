@@ -1,0 +1,1 @@
+"""The only code that opens a socket: requests for workers, aiohttp for triggers, and the fetching of media."""

@@ -1,0 +1,184 @@
+"""Conversations with the gateway from an event loop, on aiohttp, with one pool of connections for all."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import weakref
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+import aiohttp
+
+from airflow_provider_uniapi_fal.protocol.messages import (
+    Flow,
+    HttpRequest,
+    NotSent,
+    ReplyLost,
+    Send,
+    Sent,
+)
+from airflow_provider_uniapi_fal.transport.settings import (
+    MAX_BODY,
+    Unsendable,
+    headers_for,
+    proxy_for,
+    reply_of,
+    tls_context,
+)
+
+if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
+
+T = TypeVar("T")
+
+#: Requests under way at once from one event loop to one account.
+MAX_CONNECTIONS = 100
+
+#: fal's headers may have 16 KB together; a reply is not to be lost because one of them is long.
+MAX_HEADER = 65536
+
+
+class NonblockingTransport:
+    """
+    Sends requests to one account's gateway over a pool of connections.
+
+    :param account: where to, and with which key
+    :param max_body: bytes of a body that are read at most
+    """
+
+    def __init__(self, account: GatewayAccount, max_body: int = MAX_BODY) -> None:
+        self.account = account
+        self._max_body = max_body
+        self._session: aiohttp.ClientSession | None = None
+        self._opening = asyncio.Lock()
+
+    async def run(self, flow: Flow[T]) -> T:
+        """Run a conversation to its end and return what it returns."""
+        answer: Sent | None = None
+        while True:
+            try:
+                effect = flow.send(answer)
+            except StopIteration as end:
+                value: T = end.value
+                return value
+            if isinstance(effect, Send):
+                answer = await self._send(effect.request)
+            else:
+                answer = None
+                await asyncio.sleep(effect.seconds)
+
+    async def close(self) -> None:
+        """Close the pool; the transport opens a new one when it is used again."""
+        session, self._session = self._session, None
+        if session is not None:
+            await session.close()
+
+    async def _send(self, request: HttpRequest) -> Sent:
+        try:
+            return await self._send_once(request)
+        except Unsendable as error:
+            return NotSent(str(error), permanent=True)
+
+    async def _send_once(self, request: HttpRequest) -> Sent:
+        url = self.account.url(request.family, request.path)
+        headers = headers_for(self.account, request, url)
+        if request.method == "POST":
+            # As in the blocking transport: a submit never goes over a connection that may be closing.
+            async with await self._open(force_close=True) as session:
+                return await self._exchange(session, request, url, headers)
+        async with self._opening:
+            if self._session is None or self._session.closed:
+                self._session = await self._open(force_close=False)
+        return await self._exchange(self._session, request, url, headers)
+
+    async def _open(self, *, force_close: bool) -> aiohttp.ClientSession:
+        context = await asyncio.to_thread(tls_context, self.account)
+        connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=context, force_close=force_close)
+        timeout = aiohttp.ClientTimeout(
+            # Waiting for a place in the pool is not the gateway's slowness: only the connection has a limit.
+            total=None,
+            sock_connect=self.account.connect_timeout,
+            sock_read=self.account.read_timeout,
+        )
+        return aiohttp.ClientSession(
+            connector=connector,
+            timeout=timeout,
+            trust_env=False,
+            cookie_jar=aiohttp.DummyCookieJar(),
+            skip_auto_headers=["Content-Type"],
+            max_line_size=MAX_HEADER,
+            max_field_size=MAX_HEADER,
+        )
+
+    async def _exchange(
+        self, session: aiohttp.ClientSession, request: HttpRequest, url: str, headers: dict[str, str]
+    ) -> Sent:
+        proxy = proxy_for(self.account, url)
+        try:
+            async with session.request(
+                request.method,
+                url,
+                params=dict(request.query),
+                headers=headers,
+                json=request.json,
+                allow_redirects=False,
+                proxy=proxy,
+            ) as response:
+                body = await asyncio.wait_for(self._read(response), self.account.read_timeout)
+                return reply_of(self.account, response.status, response.headers, body, self._max_body)
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
+            # No connection came about: refused, no such name, too slow, or a certificate that is not trusted.
+            return NotSent(_reason(error))
+        except aiohttp.ClientHttpProxyError as error:
+            # Raised when a proxy makes no tunnel, before anything is sent through it.
+            return NotSent(_reason(error))
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            return ReplyLost(_reason(error))
+
+    async def _read(self, response: aiohttp.ClientResponse) -> bytes:
+        body = bytearray()
+        async for chunk in response.content.iter_chunked(65536):
+            body += chunk
+            if len(body) > self._max_body:
+                break
+        return bytes(body)
+
+
+@dataclass
+class _Pool:
+    transport: NonblockingTransport
+    users: int = 0
+
+
+_pools: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Pool]] = weakref.WeakKeyDictionary()
+
+
+@asynccontextmanager
+async def pooled(account: GatewayAccount, max_body: int = MAX_BODY) -> AsyncIterator[NonblockingTransport]:
+    """
+    Lend the transport that all users of an account share on this event loop; the last one closes it.
+
+    The event loop is part of the key because a pool works on the loop it was opened on only.
+    """
+    pools = _pools.setdefault(asyncio.get_running_loop(), {})
+    key = json.dumps([asdict(account), max_body], sort_keys=True)
+    pool = pools.setdefault(key, _Pool(NonblockingTransport(account, max_body)))
+    pool.users += 1
+    try:
+        yield pool.transport
+    finally:
+        pool.users -= 1
+        if pool.users == 0 and pools.get(key) is pool:
+            del pools[key]
+            await asyncio.shield(pool.transport.close())
+
+
+def _reason(error: BaseException) -> str:
+    """Name the cause without quoting it: its text may hold addresses with passwords."""
+    inner = getattr(error, "os_error", error)
+    if isinstance(inner, OSError) and inner.errno is not None and inner.strerror:
+        return f"{type(inner).__name__}: {inner.strerror}"
+    return type(error).__name__

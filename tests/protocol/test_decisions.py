@@ -1,0 +1,129 @@
+"""When to send again, and when to look next."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from email.utils import format_datetime
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from airflow_provider_uniapi_fal.protocol import cadence, retrying
+from airflow_provider_uniapi_fal.protocol.messages import HttpReply, NotSent, ReplyLost, Sent
+from tests.protocol.values import NOW, reply
+
+TODAY = datetime.fromtimestamp(NOW, timezone.utc)
+
+
+def in_(**delta: float) -> str:
+    return format_datetime(TODAY + timedelta(**delta), usegmt=True)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("7", 7.0),
+        (" 7 ", 7.0),
+        ("0", 0.0),
+        ("1.5", 1.5),
+        ("-3", 0.0),
+        ("100000", retrying.LONGEST_RETRY_AFTER),
+        ("1e999", None),
+        ("nan", None),
+        ("inf", None),
+        ("-inf", None),
+        ("", None),
+        ("soon", None),
+        ("12 seconds", None),
+        (in_(seconds=42), 42.0),
+        (in_(seconds=42).replace("GMT", "-0000"), 42.0),
+        (in_(hours=-1), 0.0),
+        (in_(days=400), retrying.LONGEST_RETRY_AFTER),
+        ("Mon, 99 Foo 2023 99:99:99 GMT", None),
+        ("Fri, 31 Dec 9999 23:59:59 -2359", retrying.LONGEST_RETRY_AFTER),
+        ("Mon, 01 Jan 0001 00:00:00 +2359", 0.0),
+    ],
+)
+def test_retry_after_is_read_in_both_forms_and_nonsense_is_none(value: str, seconds: float | None) -> None:
+    assert retrying.retry_after(reply({}, 429, retry_after=value), NOW) == seconds
+
+
+def test_no_retry_after_asks_nothing() -> None:
+    assert retrying.retry_after(reply({}, 429), NOW) is None
+
+
+@given(st.text(max_size=60) | st.from_regex(r"\w{3}, \d{1,4} \w{3} \d{1,5} [\d:]{0,12} [+-]?\w{0,6}"))
+@example("Sun, 06 Nov 1994 08:49:37 +99999999999")
+@example("Sunday, 06-Nov-94 08:49:37 GMT")
+@example("Sun Nov  6 08:49:37 1994")
+@example("١٢")
+def test_no_retry_after_breaks_the_reading(value: str) -> None:
+    seconds = retrying.retry_after(HttpReply(429, {"retry-after": value}), NOW)
+    assert seconds is None or 0 <= seconds <= retrying.LONGEST_RETRY_AFTER
+
+
+@given(st.integers(1, 10_000), st.floats(0, 1))
+def test_backoff_grows_to_a_bound(attempt: int, jitter: float) -> None:
+    pause = retrying.backoff(attempt, jitter)
+    assert 1 <= pause <= 45
+    assert retrying.backoff(attempt + 1, jitter) >= pause
+
+
+anything_sent = st.one_of(
+    st.builds(NotSent, st.just("refused"), permanent=st.booleans()),
+    st.builds(ReplyLost, st.just("reset")),
+    st.builds(
+        lambda status, wait: HttpReply(status, {} if wait is None else {"retry-after": str(wait)}),
+        st.one_of(st.integers(100, 599), st.just(429)),
+        st.none() | st.integers(-5, 500),
+    ),
+)
+
+
+@given(anything_sent, st.integers(1, 8), st.floats(0, 200), st.floats(0, 1))
+def test_a_submit_is_repeated_only_if_it_was_not_sent_or_refused_with_429(
+    sent: Sent, attempt: int, waited: float, jitter: float
+) -> None:
+    delay = retrying.submit_again_after(sent, attempt=attempt, waited=waited, now=NOW, jitter=jitter)
+    if delay is not None:
+        unsent = isinstance(sent, NotSent) and not sent.permanent
+        assert unsent or (isinstance(sent, HttpReply) and sent.status == 429)
+        assert attempt < retrying.MAX_SUBMIT_ATTEMPTS
+        assert 0 <= delay <= retrying.MAX_SUBMIT_WAIT - waited
+
+
+@pytest.mark.parametrize(
+    ("sent", "delay"),
+    [
+        (NotSent("refused"), 1.0),
+        (reply({}, 429), 1.0),
+        (reply({}, 429, retry_after="9"), 9.0),
+        (reply({}, 429, retry_after="600"), None),
+        (reply({}, 503, retry_after="1"), None),
+        (reply({}, 408), None),
+        (ReplyLost("reset"), None),
+    ],
+)
+def test_a_refused_submit_waits_as_long_as_it_was_asked_to(sent: Sent, delay: float | None) -> None:
+    assert retrying.submit_again_after(sent, attempt=1, waited=0.0, now=NOW, jitter=0.0) == delay
+
+
+@given(st.floats(-5, 1e6), st.none() | st.floats(0, 1e5), st.none() | st.floats(0, 3600), st.floats(0, 1))
+def test_looks_keep_a_fixed_interval_are_bounded_without_and_never_earlier_than_asked(
+    age: float, poke_interval: float | None, asked: float | None, jitter: float
+) -> None:
+    wait = cadence.next_look(age, poke_interval=poke_interval, retry_after=asked, jitter=jitter)
+    assert wait >= (asked or 0)
+    if asked is None and poke_interval is not None:
+        assert wait == poke_interval
+    if asked is None and poke_interval is None:
+        assert 0.9 * cadence.SHORTEST <= wait <= 1.1 * cadence.LONGEST
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1))
+def test_an_older_job_is_looked_at_no_more_often(age: float, older: float, jitter: float) -> None:
+    def look(seconds: float) -> float:
+        return cadence.next_look(seconds, poke_interval=None, retry_after=None, jitter=jitter)
+
+    assert look(min(age, older)) <= look(max(age, older))

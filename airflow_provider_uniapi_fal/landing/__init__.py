@@ -1,0 +1,1 @@
+"""Media between storage and the gateway: results copied out, inputs taken in."""

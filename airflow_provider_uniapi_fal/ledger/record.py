@@ -1,0 +1,201 @@
+"""
+The record of one job, and the decision what a try does about it: pure, without Airflow and without I/O.
+
+A submit has no idempotency key, so the record is written around it: an intent before the post, the handle
+after it. Whatever kills a task in between leaves a record that says so.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from airflow_provider_uniapi_fal.protocol.errors import Failure
+from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobHandle, JobState
+
+ON_UNKNOWN_SUBMIT = ("fail", "resubmit")
+ON_CHANGED_ARGUMENTS = ("reattach", "fail", "resubmit")
+ON_CLEAR = ("regenerate", "reuse")
+
+
+class Phase(str, Enum):
+    """How far a job has come, as far as its record knows."""
+
+    INTENT = "intent"
+    REFUSED = "refused"
+    SUBMITTED = "submitted"
+    DELIVERED = "delivered"
+
+
+@dataclass(frozen=True)
+class JobRecord:
+    """
+    What the ledger keeps of one job.
+
+    :param phase: how far it has come
+    :param fingerprint: hash of what was asked for
+    :param max_tries: Airflow's number of the last allowed try when it was written; a clear raises it
+    :param written_at: seconds since the epoch
+    :param handle: the job, from ``SUBMITTED`` on
+    :param failure: how the gateway answered the submit, when ``REFUSED``
+    """
+
+    phase: Phase
+    fingerprint: str
+    max_tries: int
+    written_at: float
+    handle: JobHandle | None = None
+    failure: Failure | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "schema_version": SCHEMA_VERSION,
+            "phase": self.phase.value,
+            "fingerprint": self.fingerprint,
+            "max_tries": self.max_tries,
+            "written_at": self.written_at,
+            "handle": self.handle.to_json() if self.handle else None,
+            "failure": self.failure.to_json() if self.failure else None,
+        }
+
+    @classmethod
+    def from_json(cls, data: Any) -> JobRecord:
+        """
+        Read what :meth:`to_json` wrote.
+
+        :raises ValueError: if it cannot be read; that must never be taken for "there is no record"
+        """
+        if not isinstance(data, Mapping):
+            raise ValueError(f"the record is a {type(data).__name__}, not a mapping")
+        try:
+            phase = Phase(data["phase"])
+            handle = None if data["handle"] is None else JobHandle.from_json(data["handle"])
+            failure = None if data["failure"] is None else Failure.from_json(data["failure"])
+            record = cls(
+                phase=phase,
+                fingerprint=str(data["fingerprint"]),
+                max_tries=int(data["max_tries"]),
+                written_at=float(data["written_at"]),
+                handle=handle,
+                failure=failure,
+            )
+        except (KeyError, TypeError, OverflowError) as error:
+            raise ValueError(f"the record lacks or garbles {error}") from error
+        if (handle is not None) != (phase in (Phase.SUBMITTED, Phase.DELIVERED)):
+            raise ValueError(f"a handle does not go with the phase {phase.value!r}")
+        if (failure is not None) != (phase is Phase.REFUSED):
+            raise ValueError(f"a failure does not go with the phase {phase.value!r}")
+        return record
+
+
+class Do(str, Enum):
+    """What a try does."""
+
+    SUBMIT = "submit"
+    REATTACH = "reattach"
+    FAIL_UNKNOWN = "fail_unknown"
+    FAIL_AGAIN = "fail_again"
+    FAIL_CHANGED = "fail_changed"
+
+
+@dataclass(frozen=True)
+class Decision:
+    """
+    What a try does, and why.
+
+    :param do: the step
+    :param why: a sentence for the log, or for the error
+    :param handle: the job to re-attach to
+    """
+
+    do: Do
+    why: str
+    handle: JobHandle | None = None
+
+
+def fingerprint(model: str, arguments: Mapping[str, Any], fal_conn_id: str) -> str:
+    """
+    Return a hash of what is asked for: model, arguments and connection, but neither host nor try.
+
+    A gateway that moves, or a second try, is the same request.
+    """
+    text = json.dumps([model, arguments, fal_conn_id], sort_keys=True, ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def was_cleared(record: JobRecord, max_tries: int) -> bool:
+    """
+    Whether a user cleared the task since the record was written.
+
+    Airflow raises ``max_tries`` when a task is cleared and leaves it when it is retried. When several running
+    tasks are cleared at once, not all are raised (3.3.2): such a clear is taken for a retry, which re-attaches
+    and pays nothing.
+    """
+    return record.max_tries != max_tries
+
+
+def decide(
+    record: JobRecord | None,
+    *,
+    asked: str,
+    cleared: bool,
+    state: JobState | None,
+    on_unknown_submit: str = "fail",
+    on_changed_arguments: str = "reattach",
+    on_clear: str = "regenerate",
+) -> Decision:
+    """
+    Decide what this try of a submitting task does.
+
+    The job decides, not a guess at why the task was started again.
+
+    :param record: what the ledger has, or None
+    :param asked: fingerprint of what this try asks for
+    :param cleared: a user cleared the task since the record was written
+    :param state: what the gateway says of the recorded job; None if it was not asked or gave no answer, which
+        counts as live
+    """
+    if record is None:
+        return Decision(Do.SUBMIT, "There is no record of a submit.")
+    if record.phase is Phase.REFUSED:
+        if cleared:
+            return Decision(Do.SUBMIT, "Cleared; the gateway had answered the last submit with a failure.")
+        return Decision(Do.FAIL_AGAIN, "the gateway answered the last submit with a failure")
+    if record.phase is Phase.INTENT or record.handle is None:
+        if on_unknown_submit == "resubmit":
+            why = "A previous try may have submitted; on_unknown_submit='resubmit' says to submit again."
+            return Decision(Do.SUBMIT, why)
+        return Decision(
+            Do.FAIL_UNKNOWN, "a previous try was about to submit and left no trace of what came of it"
+        )
+    request_id = record.handle.request_id
+    ended = state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+    if cleared and ended:
+        if state is not JobState.SUCCEEDED:
+            return Decision(Do.SUBMIT, f"Cleared; request {request_id} ended without a result.")
+        if record.phase is Phase.DELIVERED and on_clear == "regenerate":
+            why = (
+                f"Cleared; request {request_id} was delivered, and on_clear='regenerate' asks for a new one."
+            )
+            return Decision(Do.SUBMIT, why)
+    if record.fingerprint != asked:
+        if on_changed_arguments == "resubmit":
+            why = f"The arguments changed since request {request_id}; on_changed_arguments='resubmit'."
+            return Decision(Do.SUBMIT, why)
+        if on_changed_arguments == "fail":
+            return Decision(
+                Do.FAIL_CHANGED, f"the arguments changed since request {request_id} was submitted"
+            )
+        why = (
+            f"Re-attaching to request {request_id} although model, arguments or connection changed since it was "
+            "submitted; on_changed_arguments decides this."
+        )
+        return Decision(Do.REATTACH, why, record.handle)
+    return Decision(
+        Do.REATTACH, f"Re-attaching to request {request_id}; nothing is submitted.", record.handle
+    )

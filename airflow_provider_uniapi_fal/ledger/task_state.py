@@ -1,0 +1,71 @@
+"""The ledger of one job in Airflow's task state store, which outlives retries and killed workers."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Protocol
+
+from airflow_provider_uniapi_fal.exceptions import error_of
+from airflow_provider_uniapi_fal.ledger.record import JobRecord
+from airflow_provider_uniapi_fal.protocol.errors import unknown_outcome
+
+KEY = "uniapi_fal:job"
+
+#: Longer than any retry is waited for, and than fal keeps a result.
+RETENTION = timedelta(days=60)
+
+
+class TaskStateStore(Protocol):
+    """The part of Airflow's ``context["task_state_store"]`` that is used."""
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """Return a value or the default."""
+        ...
+
+    def set(self, key: str, value: Any, *, retention: timedelta | None = None) -> None:
+        """Write a value; it is durable when this returns."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove a value."""
+        ...
+
+
+class TaskLedger:
+    """
+    The record of one task's job. It is scoped by DAG run, task and map index, and shared by all tries.
+
+    :param store: ``context["task_state_store"]``
+    """
+
+    def __init__(self, store: TaskStateStore) -> None:
+        self._store = store
+
+    def read(self) -> JobRecord | None:
+        """
+        Return the record, or None if nothing was ever submitted.
+
+        :raises FalSubmitOutcomeUnknown: if there is a record that cannot be read
+        :raises Exception: whatever Airflow raises if its store cannot be reached; that is an error and never
+            means that there is no record
+        """
+        data = self._store.get(KEY)
+        if data is None:
+            return None
+        try:
+            return JobRecord.from_json(data)
+        except ValueError as error:
+            raise error_of(
+                unknown_outcome(f"the record of this task's submit cannot be read ({error})")
+            ) from error
+
+    def write(self, record: JobRecord) -> None:
+        """Write the record and make sure that it is there: a submit must not go out without its intent."""
+        data = record.to_json()
+        self._store.set(KEY, data, retention=RETENTION)
+        if self._store.get(KEY) != data:
+            raise RuntimeError("Airflow's task state store did not keep the record of this task's job.")
+
+    def forget(self) -> None:
+        """Remove the record: the submit provably was not accepted."""
+        self._store.delete(KEY)

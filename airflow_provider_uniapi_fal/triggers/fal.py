@@ -1,0 +1,193 @@
+"""The trigger that watches one job in the triggerer."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_uniapi_fal.exceptions import FalError, FalProtocolError, error_of
+from airflow_provider_uniapi_fal.hooks.fal import FalHook, watching_round
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
+from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobHandle, JobResult
+from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, RoundEnd, WaitMore, Watch
+
+#: A longer result is fetched by the worker: events pass through Airflow's metadata database.
+MAX_EVENT_BYTES = 256 * 1024
+
+#: A longer reply is not read on the event loop that all triggers share.
+MAX_BODY_BYTES = 1024 * 1024
+
+
+class FalQueueEvent(TriggerEvent):
+    """An event whose representation tells no prompt: Airflow writes it into the trigger's log."""
+
+    def __init__(self, payload: dict[str, Any]) -> None:
+        super().__init__(payload)  # type: ignore[no-untyped-call]
+
+    def __repr__(self) -> str:
+        """Name what the event brings."""
+        brings = [name for name in ("result", "failure") if self.payload.get(name)] or ["a result to fetch"]
+        return f"{type(self).__name__}<{brings[0]}>"
+
+    __str__ = __repr__
+
+
+class FalQueueTrigger(BaseTrigger):
+    """
+    Watch one job until it has ended, and fetch its result at once.
+
+    It submits nothing and downloads no media. It fires exactly one event, whose form is described at
+    :func:`event_of`. Its arguments lie in plain text in Airflow's metadata database: they hold no key, no
+    prompt and no input.
+
+    :param handle: the job, as JSON values
+    :param poke_interval: seconds between looks, or None for adaptive
+    :param deadline: seconds since the epoch at which the wait ends, or None
+    :param logs: bring the model's log lines into the task's log
+    :param progress: what the worker saw of the job before it deferred
+    :param next_look_at: seconds since the epoch before which there is no look
+    :param hold_until: seconds since the epoch before which no event is fired: Airflow 3.3 may fail a task that
+        resumes within a few seconds of deferring
+    """
+
+    def __init__(
+        self,
+        *,
+        handle: dict[str, Any],
+        poke_interval: float | None = None,
+        deadline: float | None = None,
+        logs: bool = True,
+        progress: dict[str, Any] | None = None,
+        next_look_at: float = 0.0,
+        hold_until: float = 0.0,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.handle = handle
+        self.poke_interval = poke_interval
+        self.deadline = deadline
+        self.logs = logs
+        self.progress = progress or {}
+        self.next_look_at = next_look_at
+        self.hold_until = hold_until
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the arguments, for Airflow's database."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "handle": self.handle,
+                "poke_interval": self.poke_interval,
+                "deadline": self.deadline,
+                "logs": self.logs,
+                "progress": self.progress,
+                "next_look_at": self.next_look_at,
+                "hold_until": self.hold_until,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Watch the job and fire the event."""
+        watch = Watch(
+            JobHandle.from_json(self.handle),
+            deadline=self.deadline,
+            poke_interval=self.poke_interval,
+            logs=self.logs,
+        )
+        watch.resume(self.progress)
+        try:
+            await _until(self.next_look_at)
+            end = await self._watch(watch)
+        except FalError as error:
+            end = error.failure.about(watch.handle.request_id)
+        await _until(self.hold_until)
+        yield FalQueueEvent(event_of(watch, end))
+
+    async def _watch(self, watch: Watch) -> RoundEnd:
+        hook = FalHook(watch.handle.fal_conn_id)
+        account = await hook.aaccount()
+        while True:
+            async with hook.pool(MAX_BODY_BYTES) as transport:
+                while True:
+                    end = await transport.run(watching_round(watch))
+                    for line in watch.take_news():
+                        self.log.info("%s", line)
+                    if not isinstance(end, WaitMore):
+                        break
+                    await asyncio.sleep(end.seconds)
+            refused = isinstance(end, Failure) and end.kind is FailureKind.AUTH
+            if not refused or account == await hook.aaccount(again=True):
+                return end
+            # The key in the connection was changed while the job ran: go on with the new one.
+            self.log.info("The connection's key was changed; looking again with the new one.")
+            account = hook.account
+
+
+def event_of(watch: Watch, end: RoundEnd) -> dict[str, Any]:
+    """
+    Return the payload of the event for how a wait ended.
+
+    ``{"schema_version", "handle", "result" | "failure", "progress"}``; neither result nor failure means that
+    the job is done and that the worker is to fetch a result too long for an event.
+    """
+    event: dict[str, Any] = {"schema_version": SCHEMA_VERSION, "handle": watch.handle.to_json()}
+    if isinstance(end, Failure):
+        return {**event, "failure": end.about(watch.handle.request_id).to_json()}
+    if isinstance(end, JobResult):
+        result = end.to_json()
+        if len(json.dumps(result)) <= MAX_EVENT_BYTES:
+            return {**event, "result": result}
+    elif isinstance(end, FetchElsewhere):
+        event["handle"] = end.handle.to_json()
+    return {**event, "progress": watch.progress()}
+
+
+def result_of(event: object) -> JobResult:
+    """
+    Return what an event brings to the worker, fetching the result if it was too long for the event.
+
+    :raises FalError: how the job or the wait failed, the very error that a blocking wait raises
+    :raises FalProtocolError: if the event is none of this trigger's
+    """
+    try:
+        brought = _read(event)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise FalProtocolError(
+            Failure(
+                FailureKind.PROTOCOL,
+                what=f"The trigger's event cannot be understood: it is {_shape(event)}.",
+                retry_does="of a wait looks again; nothing is submitted.",
+                advice="Scheduler, triggerer and workers must run the same version of this provider.",
+                billed="maybe",
+                may_run=True,
+            )
+        ) from error
+    if isinstance(brought, Failure):
+        raise error_of(brought)
+    if isinstance(brought, JobResult):
+        return brought
+    return brought.with_times(FalHook(brought.handle.fal_conn_id).result(brought.handle))
+
+
+def _read(event: Any) -> JobResult | Failure | Watch:
+    """Read an event; a watch stands for a result that is still to be fetched."""
+    handle = JobHandle.from_json(event["handle"])
+    if event.get("failure"):
+        return Failure.from_json(event["failure"])
+    if event.get("result"):
+        return JobResult.from_json(event["result"])
+    watch = Watch(handle)
+    watch.resume(event["progress"])
+    return watch
+
+
+def _shape(event: object) -> str:
+    return f"a mapping with {sorted(map(str, event))}" if isinstance(event, dict) else type(event).__name__
+
+
+async def _until(moment: float) -> None:
+    await asyncio.sleep(max(moment - time.time(), 0.0))

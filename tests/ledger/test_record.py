@@ -1,0 +1,248 @@
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from airflow_provider_uniapi_fal.ledger.record import (
+    ON_CHANGED_ARGUMENTS,
+    ON_CLEAR,
+    ON_UNKNOWN_SUBMIT,
+    Decision,
+    Do,
+    JobRecord,
+    Phase,
+    decide,
+    fingerprint,
+    was_cleared,
+)
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
+from airflow_provider_uniapi_fal.protocol.job import JobState
+from tests.fakes import handle
+
+if TYPE_CHECKING:
+    import random
+
+HANDLE = handle(submitted_at=1.0)
+REFUSAL = Failure(FailureKind.JOB_FAILED, what="No.", retry_does="fails.")
+ENDED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+
+
+def record(phase: Phase, **changes: Any) -> JobRecord:
+    with_handle = phase in (Phase.SUBMITTED, Phase.DELIVERED)
+    values: dict[str, Any] = {
+        "phase": phase,
+        "fingerprint": "asked",
+        "max_tries": 2,
+        "written_at": 1.0,
+        "handle": HANDLE if with_handle else None,
+        "failure": REFUSAL if phase is Phase.REFUSED else None,
+    }
+    return JobRecord(**{**values, **changes})
+
+
+def every_cell() -> Any:
+    return itertools.product(
+        (None, *Phase),
+        (False, True),
+        (None, *JobState),
+        ("asked", "other"),
+        ON_UNKNOWN_SUBMIT,
+        ON_CHANGED_ARGUMENTS,
+        ON_CLEAR,
+    )
+
+
+CELLS = list(every_cell())
+
+
+def decided(cell: Any) -> Decision:
+    phase, cleared, state, asked, on_unknown_submit, on_changed_arguments, on_clear = cell
+    return decide(
+        None if phase is None else record(phase),
+        asked=asked,
+        cleared=cleared,
+        state=state,
+        on_unknown_submit=on_unknown_submit,
+        on_changed_arguments=on_changed_arguments,
+        on_clear=on_clear,
+    )
+
+
+def where(cell: Any) -> str:
+    return f"in the cell {cell}"
+
+
+def test_nothing_is_submitted_while_a_job_may_live_unless_a_policy_word_says_so() -> None:
+    for cell in CELLS:
+        phase, cleared, state, asked, on_unknown_submit, on_changed_arguments, _ = cell
+        may_live = {
+            None: False,
+            Phase.REFUSED: False,
+            Phase.INTENT: True,
+        }.get(phase, not (cleared and state in ENDED))
+        allowed = {
+            Phase.INTENT: on_unknown_submit == "resubmit",
+            Phase.SUBMITTED: asked == "other" and on_changed_arguments == "resubmit",
+            Phase.DELIVERED: asked == "other" and on_changed_arguments == "resubmit",
+        }.get(phase, False)
+        if may_live and not allowed:
+            assert decided(cell).do is not Do.SUBMIT, where(cell)
+
+
+def test_a_retry_submits_only_without_a_record_or_by_a_policy_word() -> None:
+    for cell in CELLS:
+        phase, cleared, _, asked, on_unknown_submit, on_changed_arguments, _ = cell
+        if not cleared and decided(cell).do is Do.SUBMIT:
+            by_word = on_unknown_submit == "resubmit" if phase is Phase.INTENT else False
+            if phase in (Phase.SUBMITTED, Phase.DELIVERED):
+                by_word = asked == "other" and on_changed_arguments == "resubmit"
+            assert phase is None or by_word, where(cell)
+
+
+def test_a_paid_success_is_never_thrown_away_before_it_was_delivered() -> None:
+    for cell in CELLS:
+        phase, _, state, asked, *_ = cell
+        if phase is Phase.SUBMITTED and state is JobState.SUCCEEDED and asked == "asked":
+            assert decided(cell).do is Do.REATTACH, where(cell)
+
+
+def test_each_row_of_the_design_decides_as_it_says() -> None:
+    for cell in CELLS:
+        phase, cleared, state, asked, on_unknown_submit, on_changed_arguments, on_clear = cell
+        changed = asked == "other"
+        got = decided(cell).do
+        if phase is None:
+            wanted = Do.SUBMIT
+        elif phase is Phase.INTENT:
+            wanted = {"fail": Do.FAIL_UNKNOWN, "resubmit": Do.SUBMIT}[on_unknown_submit]
+        elif phase is Phase.REFUSED:
+            wanted = Do.SUBMIT if cleared else Do.FAIL_AGAIN
+        elif cleared and (
+            state in (JobState.FAILED, JobState.CANCELLED)
+            or (state, phase, on_clear) == (JobState.SUCCEEDED, Phase.DELIVERED, "regenerate")
+        ):
+            wanted = Do.SUBMIT
+        elif changed:
+            wanted = {"reattach": Do.REATTACH, "fail": Do.FAIL_CHANGED, "resubmit": Do.SUBMIT}[
+                on_changed_arguments
+            ]
+        else:
+            wanted = Do.REATTACH
+        assert got is wanted, where(cell)
+
+
+def test_what_re_attaches_names_the_job_and_nothing_else_does() -> None:
+    for cell in CELLS:
+        decision = decided(cell)
+        assert decision.handle == (HANDLE if decision.do is Do.REATTACH else None), where(cell)
+        assert decision.why, where(cell)
+        if decision.do is Do.REATTACH:
+            assert HANDLE.request_id in decision.why, where(cell)
+
+
+def test_a_clear_is_told_by_the_number_of_the_last_try() -> None:
+    assert not was_cleared(record(Phase.SUBMITTED, max_tries=2), 2)
+    assert was_cleared(record(Phase.SUBMITTED, max_tries=2), 5)
+
+
+TEXTS = st.text(max_size=20)
+SECONDS = st.floats(0, 4e9, allow_nan=False)
+PATHS = st.from_regex(r"(/[A-Za-z0-9_~-]{1,9}){1,4}", fullmatch=True)
+HANDLES = st.builds(
+    handle,
+    model=TEXTS,
+    request_id=st.from_regex(r"[A-Za-z0-9_-]{1,40}", fullmatch=True),
+    status_path=PATHS,
+    response_path=PATHS,
+    cancel_path=st.none() | PATHS,
+    fal_conn_id=TEXTS,
+    submitted_at=SECONDS,
+)
+FAILURES = st.builds(
+    Failure,
+    kind=st.sampled_from(FailureKind),
+    what=TEXTS,
+    retry_does=TEXTS,
+    advice=TEXTS,
+    billed=st.sampled_from(["no", "maybe", "yes"]),
+    may_run=st.booleans(),
+    transient=st.booleans(),
+    error_type=st.none() | TEXTS,
+    http_status=st.none() | st.integers(100, 599),
+    retry_after=st.none() | SECONDS,
+    request_id=st.none() | TEXTS,
+)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> JobRecord:
+    phase = draw(st.sampled_from(Phase))
+    with_handle = phase in (Phase.SUBMITTED, Phase.DELIVERED)
+    return JobRecord(
+        phase,
+        draw(TEXTS),
+        draw(st.integers(0, 1000)),
+        draw(SECONDS),
+        draw(HANDLES) if with_handle else None,
+        draw(FAILURES) if phase is Phase.REFUSED else None,
+    )
+
+
+@given(records())
+def test_a_record_comes_back_from_json_as_it_went(written: JobRecord) -> None:
+    assert JobRecord.from_json(json.loads(json.dumps(written.to_json()))) == written
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@example(record(Phase.INTENT), "max_tries", float("inf"), False)
+@given(records(), st.sampled_from(sorted(record(Phase.INTENT).to_json())), JSON, st.booleans())
+def test_a_damaged_record_is_read_as_a_record_or_raises_a_value_error(
+    written: JobRecord, name: str, value: Any, left_out: bool
+) -> None:
+    data = written.to_json()
+    if left_out:
+        del data[name]
+    else:
+        data[name] = value
+    with contextlib.suppress(ValueError):
+        assert isinstance(JobRecord.from_json(data), JobRecord)
+
+
+@pytest.mark.parametrize(
+    ("phase", "changes"),
+    [
+        (Phase.SUBMITTED, {"handle": None}),
+        (Phase.DELIVERED, {"handle": None}),
+        (Phase.INTENT, {"handle": HANDLE}),
+        (Phase.REFUSED, {"failure": None}),
+        (Phase.SUBMITTED, {"failure": REFUSAL}),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_refused(phase: Phase, changes: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="does not go with"):
+        JobRecord.from_json(record(phase, **changes).to_json())
+
+
+@given(st.dictionaries(st.text(max_size=5), JSON, max_size=6), st.randoms())
+def test_the_order_of_keys_makes_no_other_request(arguments: dict[str, Any], shuffle: random.Random) -> None:
+    items = list(arguments.items())
+    shuffle.shuffle(items)
+    nested = {"inner": arguments}
+    assert fingerprint("m", nested, "c") == fingerprint("m", {"inner": dict(items)}, "c")
+
+
+def test_model_arguments_and_connection_each_make_another_request() -> None:
+    asked = [("m", {"a": 1}, "c"), ("n", {"a": 1}, "c"), ("m", {"a": 2}, "c"), ("m", {"a": 1}, "d")]
+    assert len({fingerprint(*each) for each in asked}) == 4

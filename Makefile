@@ -1,0 +1,58 @@
+# Each target first makes what it needs. `make` alone says what there is.
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+# Asked by running it: a name on the PATH may be a wrapper without a Python behind it.
+USABLE := import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 15))
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
+	$$python -c '$(USABLE)' >/dev/null 2>&1 && echo $$python && break; done)
+# The interpreters whose versions constraints.txt pins.
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
+
+PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input \
+	--progress-bar off -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint constraints clean
+
+help: ## Say what each target does
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+demo: $(INSTALLED) ## Turn a file of prompts into pictures, through a real Airflow of its own
+	@$(BIN)/python -m demo
+
+test: $(INSTALLED) ## Run all tests
+	@$(BIN)/python -m pytest
+
+lint: $(INSTALLED) ## Check style, format, types and import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+constraints: $(INSTALLED) ## Pin the newest versions for each of PYTHONS in constraints.txt
+	@$(BIN)/python .ci/constraints.py $(PYTHONS)
+
+clean: ## Remove everything that the other targets made
+	rm -rf $(VENV) .demo build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+
+# The stamp is the last thing made, so that an install that was cut short is taken up again. The build backend
+# goes first, so that it too is a pinned one.
+$(INSTALLED): pyproject.toml constraints.txt
+	@if ! $(BIN)/python -m pip --version >/dev/null 2>&1; then \
+		if ! $(or $(PYTHON),false) -c '$(USABLE)'; then \
+			echo "make: $(or $(PYTHON),no Python found): need Python 3.10 to 3.14 with its venv module;" \
+				"name one with 'make PYTHON=/path/to/python3'" >&2; \
+			exit 1; \
+		fi; \
+		echo "Making $(VENV) with $(PYTHON)"; \
+		$(PYTHON) -m venv --clear $(VENV); \
+	fi
+	@echo "Installing Airflow and the development tools into $(VENV): a minute or more the first time," \
+		"and again only when pyproject.toml or constraints.txt changes"
+	@rm -f $@
+	@$(PIP_INSTALL) hatchling editables
+	@$(PIP_INSTALL) --no-build-isolation -e '.[dev]'
+	@touch $@

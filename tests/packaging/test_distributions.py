@@ -1,0 +1,148 @@
+"""What a release holds: everything the provider needs, and nothing of the workshop."""
+
+from __future__ import annotations
+
+import email
+import tarfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+from packaging.metadata import Metadata
+from packaging.requirements import Requirement
+from packaging.utils import parse_sdist_filename, parse_wheel_filename
+
+from airflow_provider_uniapi_fal import __version__
+
+if TYPE_CHECKING:
+    from tests.packaging.conftest import Distributions
+
+pytestmark = [pytest.mark.packaging, pytest.mark.timeout(600)]
+
+PROJECT = Path(__file__).resolve().parents[2]
+DIST_INFO = f"airflow_provider_uniapi_fal-{__version__}.dist-info"
+
+
+@pytest.fixture(scope="session")
+def wheel_files(distributions: Distributions) -> dict[str, bytes]:
+    with zipfile.ZipFile(distributions.wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist()}
+
+
+@pytest.fixture(scope="session")
+def metadata(wheel_files: dict[str, bytes]) -> Metadata:
+    """Return the wheel's metadata, read by the rules that a package index holds an upload to."""
+    return Metadata.from_email(wheel_files[f"{DIST_INFO}/METADATA"], validate=True)
+
+
+def test_the_wheel_holds_exactly_the_package(wheel_files: dict[str, bytes]) -> None:
+    package = PROJECT / "airflow_provider_uniapi_fal"
+    sources = {
+        path.relative_to(PROJECT).as_posix(): path.read_bytes()
+        for path in package.rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert "airflow_provider_uniapi_fal/py.typed" in sources
+    shipped = {name: body for name, body in wheel_files.items() if not name.startswith(DIST_INFO)}
+    assert sorted(shipped) == sorted(sources)
+    assert shipped == sources
+
+
+def test_the_wheel_carries_its_licence(wheel_files: dict[str, bytes], metadata: Metadata) -> None:
+    assert metadata.license_expression == "Apache-2.0"
+    assert metadata.license_files == ["LICENSE", "NOTICE"]
+    for name in metadata.license_files:
+        assert wheel_files[f"{DIST_INFO}/licenses/{name}"] == (PROJECT / name).read_bytes()
+
+
+def test_airflow_finds_the_provider_through_its_entry_point(wheel_files: dict[str, bytes]) -> None:
+    assert wheel_files[f"{DIST_INFO}/entry_points.txt"].decode().split() == [
+        "[apache_airflow_provider]",
+        *("provider_info", "=", "airflow_provider_uniapi_fal:get_provider_info"),
+    ]
+
+
+def test_the_wheel_runs_on_every_supported_python_and_platform(
+    distributions: Distributions, metadata: Metadata
+) -> None:
+    name, version, build, tags = parse_wheel_filename(distributions.wheel.name)
+    assert (name, str(version), build) == ("airflow-provider-uniapi-fal", __version__, ())
+    assert [str(tag) for tag in tags] == ["py3-none-any"]
+    assert metadata.requires_python is not None
+    assert "3.9" not in metadata.requires_python
+    declared = {
+        python for python in (f"3.{minor}" for minor in range(16)) if python in metadata.requires_python
+    }
+    assert {"3.10", "3.11", "3.12", "3.13"} <= declared
+    classifier = "Programming Language :: Python :: 3."
+    named = {
+        "3." + name.removeprefix(classifier) for name in metadata.classifiers or [] if classifier in name
+    }
+    assert named <= declared
+
+
+def test_the_wheel_asks_for_airflow_from_3_3_to_before_4(metadata: Metadata) -> None:
+    needed = {each.name: each.specifier for each in metadata.requires_dist or [] if each.marker is None}
+    assert needed.keys() == {
+        "aiohttp",
+        "apache-airflow",
+        "certifi",
+        "pendulum",
+        "puremagic",
+        "requests",
+        "urllib3",
+        "yarl",
+    }
+    accepted = [version for version in ("2.11.0", "3.2.2", "3.3.0", "3.3.2", "3.9.9", "4.0.0")
+                if version in needed["apache-airflow"]]  # fmt: skip
+    assert accepted == ["3.3.0", "3.3.2", "3.9.9"]
+
+
+def test_only_the_emulator_extra_asks_for_what_renders_media(metadata: Metadata) -> None:
+    extras: dict[str, set[str]] = {extra: set() for extra in metadata.provides_extra or []}
+    for requirement in metadata.requires_dist or []:
+        for extra in extras:
+            if requirement.marker is not None and requirement.marker.evaluate({"extra": extra}):
+                extras[extra].add(requirement.name)
+    assert extras["emulator"] == {"av", "pillow", "pylopdf-fonts-zh-cn"}
+
+
+def test_an_index_can_show_the_description(wheel_files: dict[str, bytes], metadata: Metadata) -> None:
+    assert metadata.summary
+    assert metadata.description_content_type == "text/markdown"
+    assert metadata.description == (PROJECT / "README.md").read_text(encoding="utf-8")
+    assert not email.message_from_bytes(wheel_files[f"{DIST_INFO}/METADATA"]).defects
+
+
+def test_the_sdist_holds_what_builds_tests_and_explains_the_project(distributions: Distributions) -> None:
+    name, version = parse_sdist_filename(distributions.sdist.name)
+    assert (name, str(version)) == ("airflow-provider-uniapi-fal", __version__)
+    with tarfile.open(distributions.sdist) as archive:
+        paths = [Path(member.name).parts[1:] for member in archive.getmembers() if member.isfile()]
+    wanted = {
+        "airflow_provider_uniapi_fal",
+        "dags_examples",
+        "demo",
+        "tests",
+        "pyproject.toml",
+        "constraints.txt",
+    }
+    wanted |= {
+        "CHANGELOG.md",
+        "CONTRIBUTING.md",
+        "LICENSE",
+        "Makefile",
+        "NOTICE",
+        "README.md",
+        "README.zh.md",
+    }
+    there = {parts[0] for parts in paths}
+    assert wanted <= there
+    assert there <= wanted | {".gitignore", "PKG-INFO", "docs"}
+    assert not [parts for parts in paths if "__pycache__" in parts]
+
+
+def test_a_dependency_on_airflow_itself_is_stated_once(metadata: Metadata) -> None:
+    stated = [each for each in metadata.requires_dist or [] if each.name.startswith("apache-airflow")]
+    assert stated == [Requirement("apache-airflow>=3.3,<4")]

@@ -1,0 +1,93 @@
+"""The provider metadata is what Airflow expects, and every name in it leads somewhere."""
+
+from __future__ import annotations
+
+import json
+import re
+from importlib import import_module, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import pytest
+
+from airflow_provider_uniapi_fal import __version__, get_provider_info
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def schema(name: str) -> dict[str, Any]:
+    """Return a JSON schema that the installed Airflow ships."""
+    text = resources.files("airflow").joinpath(name).read_text(encoding="utf-8")
+    loaded: dict[str, Any] = json.loads(text)
+    return loaded
+
+
+def strings(value: object) -> Iterator[str]:
+    """Yield every string inside a JSON value, keys included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, inner in value.items():
+            yield from strings(key)
+            yield from strings(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from strings(inner)
+
+
+OWN_NAMES = sorted({s for s in strings(get_provider_info()) if s.startswith("airflow_provider_uniapi_fal")})
+
+
+def test_the_provider_info_is_what_airflow_reads() -> None:
+    jsonschema.validate(get_provider_info(), schema("provider_info.schema.json"))
+
+
+def test_the_provider_info_uses_only_words_that_airflow_knows() -> None:
+    # The schema lets unknown words pass, and Airflow then ignores them without a sound.
+    assert get_provider_info().keys() <= schema("provider_info.schema.json")["properties"].keys() | {
+        "versions"
+    }
+
+
+def test_each_connection_form_is_what_airflows_ui_shows() -> None:
+    # Only the stricter schema, for Airflow's own providers, describes the fields of a form.
+    strict = schema("provider.yaml.schema.json")
+    forms = get_provider_info()["connection-types"]
+    jsonschema.validate(
+        forms, {**strict["properties"]["connection-types"], "definitions": strict["definitions"]}
+    )
+    assert [form["connection-type"] for form in forms] == ["uniapi_fal"]
+
+
+def test_the_provider_info_names_the_hook_and_the_trigger() -> None:
+    assert {
+        "airflow_provider_uniapi_fal.hooks.fal.FalHook",
+        "airflow_provider_uniapi_fal.triggers.fal",
+    } <= set(OWN_NAMES)
+
+
+@pytest.mark.parametrize("name", OWN_NAMES)
+def test_every_name_in_the_provider_info_can_be_imported(name: str) -> None:
+    parent, _, last = name.rpartition(".")
+    if last[:1].isupper():
+        assert isinstance(getattr(import_module(parent), last), type)
+    else:
+        import_module(name)
+
+
+def test_every_integration_that_a_module_list_names_is_described() -> None:
+    info = get_provider_info()
+    described = {integration["integration-name"] for integration in info["integrations"]}
+    for section in ("hooks", "operators", "sensors", "triggers"):
+        assert {entry["integration-name"] for entry in info[section]} <= described
+
+
+def test_the_versions_agree() -> None:
+    changelog = (PROJECT / "CHANGELOG.md").read_text(encoding="utf-8")
+    headings = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", changelog, re.MULTILINE)
+    assert headings[:1] == [__version__]
+    assert get_provider_info()["versions"] == headings

@@ -34,6 +34,8 @@ PROGRAM = textwrap.dedent(
     import os, signal, sys, time
     from pathlib import Path
     from demo.processes import Processes
+    # A shell that starts the tests in the background ignores SIGINT, and its children inherit that.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     folder, ending, family = Path(sys.argv[1]), sys.argv[2], sys.argv[3]
     with Processes() as processes:
         child = processes.start("family", [sys.executable, "-c", family],

@@ -13,6 +13,7 @@ from airflow_provider_uniapi_fal.emulator.command_line import parser, read_setti
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from airflow_provider_uniapi_fal.emulator.running import Address
     from airflow_provider_uniapi_fal.emulator.settings import Settings
 
 
@@ -26,16 +27,21 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         asyncio.run(_serve(settings, options.address_file, verbose=options.verbose))
     except ModuleNotFoundError as error:
-        if error.name not in ("PIL", "av"):
+        if error.name not in ("PIL", "av", "cryptography"):
             raise
+        what = "makes a certificate" if error.name == "cryptography" else "renders real media"
         print(
-            f"The emulator renders real media and needs {error.name}. "
+            f"The emulator {what} and needs {error.name}. "
             "Install the extra: pip install 'airflow-provider-uniapi-fal[emulator]'",
             file=sys.stderr,
         )
         return 2
     except OSError as error:
-        print(f"Cannot serve on {settings.host}:{settings.port}: {error.strerror or error}", file=sys.stderr)
+        file = f": {error.filename}" if error.filename else ""
+        print(
+            f"Cannot serve on {settings.host}:{settings.port}: {error.strerror or error}{file}",
+            file=sys.stderr,
+        )
         return 2
     return 0
 
@@ -47,18 +53,20 @@ async def _serve(settings: Settings, address_file: Path | None, *, verbose: bool
     stopped = asyncio.Event()
     for each in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(each, stopped.set)
-    async with serving(settings, say=_log if verbose else None) as url:
-        _announce(url, address_file)
+    async with serving(settings, say=_log if verbose else None) as address:
+        _announce(address, address_file)
         await stopped.wait()
 
 
-def _announce(url: str, address_file: Path | None) -> None:
+def _announce(address: Address, address_file: Path | None) -> None:
     if address_file is not None:
         # In one step, so that whoever waits for the file never reads half an address.
         unfinished = address_file.with_name(f".{address_file.name}.{os.getpid()}")
-        unfinished.write_text(url + "\n")
+        unfinished.write_text(address.url + "\n")
         unfinished.replace(address_file)
-    print(f"The emulator listens on {url}", flush=True)
+    print(f"The emulator listens on {address.url}", flush=True)
+    if address.ca_file is not None:
+        print(f"Its clients must trust {address.ca_file}", flush=True)
 
 
 def _log(line: str) -> None:

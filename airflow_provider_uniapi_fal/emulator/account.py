@@ -21,6 +21,7 @@ KNOWN_SCHEMES = {"key": "Key", "bearer": "Bearer", "basic": "Basic"}
 class SeenRequest:
     """One request, without its key and without its body."""
 
+    number: int
     time: float
     method: str
     host: str
@@ -35,6 +36,13 @@ class SeenRequest:
     status: int | None = None
     """None when the connection was closed without an answer."""
     fal_headers: dict[str, str] = field(default_factory=dict)
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Return all there is to know of it."""
+        return {name: getattr(self, name) for name in REQUEST_FIELDS}
+
+
+REQUEST_FIELDS = tuple(each.name for each in fields(SeenRequest))
 
 
 @dataclass(slots=True)
@@ -77,8 +85,7 @@ class Account:
 
     def requests(self) -> list[dict[str, Any]]:
         """Return the requests seen, oldest first."""
-        names = [each.name for each in fields(SeenRequest)]
-        return [{name: getattr(request, name) for name in names} for request in self._requests]
+        return [request.as_mapping() for request in self._requests]
 
     def report(self) -> dict[str, Any]:
         """Return the account of all jobs, as they stand."""

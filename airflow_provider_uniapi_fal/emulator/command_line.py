@@ -24,6 +24,13 @@ examples:
       the first job whose prompt has "storm" in it is accepted, and its answer lost
   {PROGRAM} --fault 'rate-limit on=submit times=3 retry_after=2' --fault 'job match=cat failure=refused'
       three posts are turned away; jobs about cats are refused
+  {PROGRAM} --fault 'body on=status status=PAUSED times=3' --fault 'turned-away because=locked match=rich'
+      three statuses say a word that nobody knows; posts about the rich meet a locked account
+  {PROGRAM} --tls --ca-file ca.pem --state jobs.jsonl --time-scale 60
+      https, for clients that trust ca.pem; jobs survive a restart; an hour passes in a minute
+
+one request may bring rules of its own, in a header:
+  curl -H 'X-Emulator-Fault: lost-reply reset=true' -H 'Authorization: Key x' -d '{{"prompt": "a fox"}}' ADDRESS
 
 the emulator's own endpoints (no key):
   GET  /_emulator/health     GET  /_emulator/account    GET  /_emulator/requests

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import uuid
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from airflow_provider_uniapi_fal.emulator import inputs
 from airflow_provider_uniapi_fal.emulator.jobs import Job, Phase
 from airflow_provider_uniapi_fal.emulator.media import MediaFile, UnreadablePictureError
+from airflow_provider_uniapi_fal.emulator.refusals import NOT_FOUND, REFUSALS
 from airflow_provider_uniapi_fal.emulator.reply import Reply
 from airflow_provider_uniapi_fal.emulator.server import Call, Gateway, Route
 
@@ -35,7 +37,8 @@ ERROR_CODES = {
     "client_cancelled": 499,
     "bad_request": 400,
 }
-NOT_FOUND = Reply.json({"status": "NOT_FOUND"}, 404)
+# A result of this size is not kept as long as a smaller one.
+LARGE_RESULT = 10 * 1024
 
 
 @dataclass(frozen=True)
@@ -57,10 +60,9 @@ class ModelId:
         return "/".join(segments[:length])
 
     @property
-    def at_fal(self) -> str:
-        """The app's path on fal's own host."""
-        own = self.app.split("/")[0] not in OTHER_OWNERS | NAMESPACES
-        return f"fal-ai/{self.app}" if own else self.app
+    def owner_at_fal(self) -> str:
+        """What stands before the id on fal's own host."""
+        return "" if self.app.split("/")[0] in OTHER_OWNERS | NAMESPACES else "fal-ai/"
 
 
 async def submit(gateway: Gateway, call: Call) -> Reply:
@@ -72,7 +74,10 @@ async def submit(gateway: Gateway, call: Call) -> Reply:
         inputs.read_arguments(call.body)
     except ValueError:
         return _request_error("bad_request", "The body is not JSON.")
-    call.job = gateway.begin(model.path, call.body, call.request.headers)
+    longest = call.request.query.get("fal_max_queue_length", "")
+    if longest.isdecimal() and gateway.waiting() > int(longest):
+        return REFUSALS["queue-full"]
+    call.job = gateway.begin(model.path, call)
     return Reply.json(_status_body(gateway, call.job, call, with_logs=False), headers=_headers(call.job))
 
 
@@ -91,10 +96,21 @@ async def result(gateway: Gateway, call: Call) -> Reply:
     job, now = call.job, gateway.now()
     if job is None or not _is_addressed(job, call):
         return NOT_FOUND
+    behaviour = job.behaviour
     if job.finished_at is None:
+        if behaviour.early_result_code == 202:
+            return Reply.json(_status_body(gateway, job, call, with_logs=False), 202, _headers(job))
         return Reply.json({"detail": "Request is still in progress"}, 400, _headers(job))
-    if now > job.finished_at + job.behaviour.result_seconds:
+    age = now - job.finished_at
+    if age > max(behaviour.result_seconds, behaviour.large_result_seconds):
         return NOT_FOUND
+    reply = await _result(gateway, job, call)
+    large = len(reply.body) >= LARGE_RESULT
+    kept = behaviour.large_result_seconds if large else behaviour.result_seconds
+    return reply if age <= kept else NOT_FOUND
+
+
+async def _result(gateway: Gateway, job: Job, call: Call) -> Reply:
     arguments = inputs.read_arguments(job.body)
     failed = _failed_result(job, arguments)
     if failed is not None:
@@ -112,7 +128,7 @@ async def result(gateway: Gateway, call: Call) -> Reply:
         return _model_error(job, 422, [problem])
     units = str(len(files) if not order.is_video else arguments.get("duration") or 5)
     urls = [_media_url(gateway, job, call, order, index, file) for index, file in enumerate(files)]
-    body = _media_body(job, order, files, urls)
+    body = _media_body(gateway, job, order, files, urls)
     return Reply.json(body, headers={**_headers(job), "x-fal-billable-units": units})
 
 
@@ -126,25 +142,35 @@ async def cancel(gateway: Gateway, call: Call) -> Reply:
         return Reply.gateway_error(405, "Method not allowed.")
     if job.behaviour.cancel == "already-completed" and job.phase is not Phase.FINISHED:
         # The answer must not lie: the job ends a moment before the cancel arrives.
-        gateway.queue.finish(job)
+        gateway.end(job, cancelled=False)
     if job.phase is Phase.FINISHED:
-        return Reply.json({"status": "ALREADY_COMPLETED"}, 400)
-    removed = Reply.json({"status": "OK"})
-    requested = Reply.json({"status": "CANCELLATION_REQUESTED"}, 202)
-    job.cancel_requested = True
+        if job.behaviour.cancel_words == "detail":
+            return Reply.json({"detail": f"Request {job.request_id} is already completed."}, 400)
+        return _cancelled(job, "ALREADY_COMPLETED", 400)
+    gateway.request_cancel(job)
+    removed, requested = _cancelled(job, "OK", 200), _cancelled(job, "CANCELLATION_REQUESTED", 202)
+    if job.behaviour.cancel == "ignored":
+        return requested
     honest = removed if job.phase is Phase.QUEUED else requested
     if job.phase is Phase.QUEUED or job.behaviour.obeys_cancel or job.behaviour.cancel == "removed":
-        gateway.queue.remove(job)
+        gateway.end(job, cancelled=True)
     return {"requested": requested, "removed": removed}.get(job.behaviour.cancel, honest)
+
+
+def _cancelled(job: Job, word: str, code: int) -> Reply:
+    if job.behaviour.cancel_words == "success":
+        # The pages of single models know no more than this.
+        return Reply.json({"success": code != 400}, 200)
+    return Reply.json({"status": word}, code)
 
 
 async def media(gateway: Gateway, call: Call) -> Reply:
     """Give a media file to anyone."""
-    job = call.job
-    gateway.now()
+    job, now = call.job, gateway.now()
     if (
         job is None
         or job.finished_at is None
+        or now > job.finished_at + job.behaviour.media_seconds
         or _failed_result(job, inputs.read_arguments(job.body)) is not None
     ):
         return NOT_FOUND
@@ -191,13 +217,15 @@ def order_of(job: Job) -> inputs.Order:
         seed=job.seed,
         black=job.behaviour.flagged,
         video_seconds=job.behaviour.video_seconds,
+        inline=job.behaviour.data_uris,
     )
 
 
 def _is_addressed(job: Job, call: Call) -> bool:
-    """Tell whether the path names the job's model: owner and app, or its whole id."""
+    """Tell whether the path names the job's model the way it is found: owner and app, or its whole id."""
     model = ModelId.read(job.model)
-    return ModelId.read(call.part("model")).path in (model.app, model.path)
+    found_at = {"both": (model.app, model.path), "app": (model.app,), "whole": (model.path,)}
+    return ModelId.read(call.part("model")).path in found_at[job.behaviour.found_at]
 
 
 def _status_body(
@@ -209,11 +237,15 @@ def _status_body(
         return {**body, "status": "FAILURE", "error": "The job failed upstream."}
     base = _request_url(gateway, job, call)
     if base is not None:
-        body |= {"response_url": base, "status_url": f"{base}/status"}
+        response = f"{base}/response" if behaviour.url_path == "whole" else base
+        body |= {"response_url": response, "status_url": f"{base}/status"}
+    if behaviour.gateway_request_id != "missing":
+        own = job.request_id if behaviour.gateway_request_id == "same" else str(uuid.UUID(int=job.seed))
+        body |= {"gateway_request_id": own}
     body |= _as_set(behaviour.cancel_url, "cancel_url", None if base is None else f"{base}/cancel")
     lines = [_log_line(*line) for line in job.log(now)] if with_logs else None
     body |= _as_set(behaviour.logs, "logs", lines)
-    body |= _as_set(behaviour.metrics, "metrics", _metrics(job))
+    body |= _as_set(behaviour.metrics, "metrics", _metrics(gateway, job))
     if job.phase is Phase.QUEUED:
         body |= _as_set(behaviour.queue_position, "queue_position", gateway.queue.position(job))
     return body | _status_error(job)
@@ -229,10 +261,11 @@ def _request_url(gateway: Gateway, job: Job, call: Call) -> str | None:
     model, urls = ModelId.read(job.model), job.behaviour.urls
     if urls == "missing":
         return None
+    path = model.app if job.behaviour.url_path == "app" else model.path
     if urls == "gateway":
-        return f"{call.origin}{gateway.settings.base_prefix}{FAMILY}/{model.app}/requests/{job.request_id}"
+        return f"{call.origin}{gateway.settings.base_prefix}{FAMILY}/{path}/requests/{job.request_id}"
     origin = FAL_ORIGIN if urls == "fal" else job.behaviour.foreign_origin.rstrip("/")
-    return f"{origin}/{model.at_fal}/requests/{job.request_id}"
+    return f"{origin}/{model.owner_at_fal}{path}/requests/{job.request_id}"
 
 
 def _log_line(when: float, message: str) -> dict[str, str]:
@@ -240,8 +273,13 @@ def _log_line(when: float, message: str) -> dict[str, str]:
     return {"message": message, "level": "INFO", "source": "USER", "timestamp": timestamp}
 
 
-def _metrics(job: Job) -> dict[str, Any]:
-    return {"inference_time": job.inference_seconds} if job.phase is Phase.FINISHED else {}
+def _metrics(gateway: Gateway, job: Job) -> dict[str, Any]:
+    return {"inference_time": _inference_seconds(gateway, job)} if job.phase is Phase.FINISHED else {}
+
+
+def _inference_seconds(gateway: Gateway, job: Job) -> float | None:
+    seconds = job.inference_seconds
+    return None if seconds is None else seconds * gateway.settings.time_scale
 
 
 def _status_error(job: Job) -> dict[str, str]:
@@ -320,7 +358,9 @@ def _media_url(
     return f"{call.origin}{gateway.settings.base_prefix}/files/{job.request_id}/{order.name(index)}"
 
 
-def _media_body(job: Job, order: inputs.Order, files: list[MediaFile], urls: list[str]) -> dict[str, Any]:
+def _media_body(
+    gateway: Gateway, job: Job, order: inputs.Order, files: list[MediaFile], urls: list[str]
+) -> dict[str, Any]:
     described = [
         {
             "url": url,
@@ -330,13 +370,16 @@ def _media_body(job: Job, order: inputs.Order, files: list[MediaFile], urls: lis
         }
         for index, (file, url) in enumerate(zip(files, urls, strict=True))
     ]
+    without = job.behaviour.failure == "no-media"
     if order.is_video:
-        return {"video": described[0]}
+        return {"video": None if without else described[0]}
     sizes = [{"width": file.recipe.width, "height": file.recipe.height} for file in files]
     return {
-        "images": [{**about, **size} for about, size in zip(described, sizes, strict=True)],
-        "timings": {"inference": job.inference_seconds},
+        "images": []
+        if without
+        else [{**about, **size} for about, size in zip(described, sizes, strict=True)],
+        "timings": {"inference": _inference_seconds(gateway, job)},
         "seed": order.seed,
-        "has_nsfw_concepts": [job.behaviour.flagged] * len(files),
+        "has_nsfw_concepts": [] if without else [job.behaviour.flagged] * len(files),
         "prompt": order.prompt,
     }

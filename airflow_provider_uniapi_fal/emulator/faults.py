@@ -4,7 +4,8 @@ Rules: which call goes wrong how, and which jobs differ from the rest.
 A rule is written as a mapping, ``{"fault": "lost-reply", "on": "submit", "match": "storm", "times": 1}``, or in
 words, ``lost-reply on=submit match=storm times=1``. ``match`` is a part of the raw body of the submit; for later calls
 it is looked for in the body of the submit that began the job. The fault ``job`` changes no call but the behaviour of
-the jobs it matches: ``job match=storm failure=refused``.
+the jobs it matches: ``job match=storm failure=refused``. A request may also bring rules for itself alone, in the
+header ``X-Emulator-Fault``.
 """
 
 from __future__ import annotations
@@ -13,28 +14,37 @@ import asyncio
 import json
 import math
 import shlex
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from typing import Any
 
-from airflow_provider_uniapi_fal.emulator.reply import Reply
+from airflow_provider_uniapi_fal.emulator.refusals import REFUSALS
+from airflow_provider_uniapi_fal.emulator.reply import HangUp, Journey, Reply
 
 OPERATIONS = ("submit", "status", "result", "cancel", "media", "probe")
 
 
 @dataclass(frozen=True)
 class Fault:
-    """One kind of fault: what it does, and its options with their defaults."""
+    """One kind of fault: what it does, and its options with their defaults; None takes options of any name."""
 
     says: str
-    options: Mapping[str, Any] = field(default_factory=dict)
+    options: Mapping[str, Any] | None = field(default_factory=dict)
 
 
 FAULTS = {
-    "lost-reply": Fault("the call is carried out, then the connection is closed without an answer"),
-    "lost-request": Fault("the connection is closed before the call is carried out"),
+    "lost-reply": Fault(
+        "the call is carried out, then the connection is closed (or reset) without an answer",
+        {"reset": False},
+    ),
+    "lost-request": Fault(
+        "the connection is closed (or reset) before the call is carried out", {"reset": False}
+    ),
+    "turned-away": Fault(
+        f"the call is answered, but not carried out, because of {', '.join(REFUSALS)}", {"because": "locked"}
+    ),
     "rate-limit": Fault(
         "429 with Retry-After, in seconds or as a date", {"retry_after": 1.0, "form": "seconds"}
     ),
@@ -42,16 +52,35 @@ FAULTS = {
         "a 5xx; with accepted=true the call is carried out first", {"status": 503, "accepted": False}
     ),
     "html": Fault("a proxy's HTML page instead of JSON", {"status": 502, "accepted": False}),
-    "redirect": Fault("a 307 to another host", {"to": "https://elsewhere.invalid"}),
+    "redirect": Fault(
+        "a redirect to another host; to='' leads back here",
+        {"to": "https://elsewhere.invalid", "status": 307},
+    ),
     "slow": Fault("the call is carried out, the answer comes later", {"seconds": 5.0}),
+    "trickle": Fault(
+        "the answer begins at once, its body comes in pieces over a time", {"seconds": 5.0, "pieces": 20}
+    ),
+    "truncated": Fault(
+        "Content-Length is right, but only a share of the body comes", {"share": 0.5, "reset": False}
+    ),
+    "oversized": Fault(
+        "the body is padded to a size in bytes, with or without Content-Length",
+        {"size": 64 * 1024 * 1024, "announced": True},
+    ),
     "heartbeat": Fault("a 200 at once, blank lines, then the real body", {"beats": 3, "seconds": 0.05}),
     "bom": Fault("a byte order mark before the body"),
     "empty": Fault("an answer without a body"),
     "not-utf8": Fault("a body in Latin-1"),
+    "content-type": Fault("a body under another content type", {"type": "application/octet-stream"}),
+    "body": Fault(
+        "sets fields of a JSON body, such as status=PAUSED request_id=../x; =missing takes one out", None
+    ),
     "job": Fault(
-        "changes the jobs it matches: any setting of a job, such as failure=refused or run_seconds=9"
+        "changes the jobs it matches: any setting of a job, such as failure=refused or run_seconds=9", None
     ),
 }
+# These options are times, and pass faster on a faster scale.
+TIMES = ("seconds", "retry_after")
 
 
 @dataclass(frozen=True)
@@ -71,11 +100,11 @@ class Rule:
             raise ValueError(f"'on' is one of {', '.join(OPERATIONS)}, not {self.on!r}.")
         if self.times is not None and (type(self.times) is not int or self.times < 1):
             raise ValueError(f"'times' is a whole number from 1, or null for every time; not {self.times!r}.")
-        if self.fault != "job":
-            self._check_options()
-
-    def _check_options(self) -> None:
         known = FAULTS[self.fault].options
+        if known is not None:
+            self._check_options(known)
+
+    def _check_options(self, known: Mapping[str, Any]) -> None:
         for name, value in self.options.items():
             if name not in known:
                 has = ", ".join(known) or "none"
@@ -88,6 +117,12 @@ class Rule:
             raise ValueError(f"status of {self.fault} is an HTTP code from 200 to 599.")
         if self.option("form", "seconds") not in ("seconds", "date"):
             raise ValueError("form of rate-limit is seconds or date.")
+        if self.option("because", "locked") not in REFUSALS:
+            raise ValueError(f"because of turned-away is one of {', '.join(REFUSALS)}.")
+        if self.option("share", 0) >= 1:
+            raise ValueError("share of truncated is less than 1.")
+        if self.option("pieces", 1) < 1:
+            raise ValueError("pieces of trickle is a whole number from 1.")
 
     @classmethod
     def read(cls, written: str | Mapping[str, Any] | Rule) -> Rule:
@@ -112,7 +147,13 @@ class Rule:
 
     def option(self, name: str, default: Any = None) -> Any:
         """Return one option, or its default."""
-        return self.options.get(name, FAULTS[self.fault].options.get(name, default))
+        return self.options.get(name, (FAULTS[self.fault].options or {}).get(name, default))
+
+    def on_scale(self, time_scale: float) -> Rule:
+        """Return the rule with its times divided by a time scale."""
+        known = FAULTS[self.fault].options or {}
+        times = {name: self.option(name) / time_scale for name in TIMES if name in known}
+        return replace(self, options={**self.options, **times}) if times else self
 
 
 def _read_text(text: str) -> Mapping[str, Any]:
@@ -136,18 +177,21 @@ def _read_value(text: str) -> Any:
 
 
 class RuleBook:
-    """The rules in force, each with the number of times it may still strike."""
+    """The rules in force, each with the number of times it may still strike; every change of them is told."""
 
-    def __init__(self, rules: tuple[Rule, ...] = ()) -> None:
+    def __init__(self, rules: Iterable[Rule] = (), changed: Callable[[], None] = lambda: None) -> None:
         self._rules = list(rules)
+        self._changed = changed
 
     def add(self, rule: Rule) -> None:
         """Put a rule in force, after those that are."""
         self._rules.append(rule)
+        self._changed()
 
     def clear(self) -> None:
         """Take all rules out of force."""
         self._rules.clear()
+        self._changed()
 
     def all(self) -> list[Rule]:
         """Return the rules in force."""
@@ -179,17 +223,31 @@ class RuleBook:
             del self._rules[index]
         else:
             self._rules[index] = replace(rule, times=rule.times - 1)
+        self._changed()
 
 
-async def carry_out(rule: Rule, proceed: Callable[[], Awaitable[Reply]], path: str) -> Reply | None:
-    """Answer a call the way the rule says; None closes the connection without an answer."""
+def read_header(lines: Iterable[str], operation: str) -> RuleBook:
+    """Read the rules that a request brings for itself."""
+    rules = [Rule.read({"on": operation, **_read_text(line)}) for line in lines]
+    for rule in rules:
+        if rule.on != operation:
+            raise ValueError(f"A request's own rule holds for it alone, a {operation}; not on={rule.on}.")
+        if rule.fault == "job" and operation != "submit":
+            raise ValueError(f"A {operation} begins no job to change.")
+    return RuleBook(rules)
+
+
+async def carry_out(rule: Rule, proceed: Callable[[], Awaitable[Reply]], path: str) -> Reply | HangUp:
+    """Answer a call the way the rule says, or not at all."""
     if rule.fault == "lost-request":
-        return None
+        return HangUp(rule.option("reset"))
+    if rule.fault == "turned-away":
+        return REFUSALS[rule.option("because")]
     if rule.fault == "rate-limit":
         headers = {"Retry-After": _retry_after(rule.option("retry_after"), rule.option("form"))}
         return Reply.gateway_error(429, "Rate limit reached, try again later.", headers)
     if rule.fault == "redirect":
-        return Reply.json({}, 307, {"Location": rule.option("to").rstrip("/") + path})
+        return Reply.json({}, rule.option("status"), {"Location": rule.option("to").rstrip("/") + path})
     if rule.fault in ("server-error", "html"):
         if rule.option("accepted"):
             await proceed()
@@ -202,27 +260,44 @@ async def carry_out(rule: Rule, proceed: Callable[[], Awaitable[Reply]], path: s
     return await _dressed(rule, await proceed())
 
 
-async def _dressed(rule: Rule, reply: Reply) -> Reply | None:
+async def _dressed(rule: Rule, reply: Reply) -> Reply | HangUp:
     if rule.fault == "lost-reply":
-        return None
+        return HangUp(rule.option("reset"))
     if rule.fault == "slow":
         await asyncio.sleep(rule.option("seconds"))
         return reply
     if rule.fault == "heartbeat":
-        return replace(reply, status=200, beats=rule.option("beats"), beat_seconds=rule.option("seconds"))
+        journey = Journey(beats=rule.option("beats"), pause=rule.option("seconds"), announced=False)
+        return replace(reply, status=200, journey=journey)
+    if rule.fault == "trickle":
+        pieces = rule.option("pieces")
+        pause = rule.option("seconds") / max(1, pieces - 1)
+        return replace(reply, journey=Journey(pieces=pieces, pause=pause))
+    if rule.fault == "truncated":
+        return replace(reply, journey=Journey(share=rule.option("share"), reset=rule.option("reset")))
+    if rule.fault == "oversized":
+        padding = max(0, rule.option("size") - len(reply.body))
+        return replace(reply, journey=Journey(padding=padding, announced=rule.option("announced")))
+    if rule.fault == "content-type":
+        return replace(reply, content_type=rule.option("type"))
     if rule.fault == "bom":
         return replace(reply, body=b"\xef\xbb\xbf" + reply.body)
     if rule.fault == "empty":
         return replace(reply, body=b"")
-    return replace(reply, body=_in_latin_1(reply.body)) if reply.content_type == "application/json" else reply
-
-
-def _in_latin_1(body: bytes) -> bytes:
+    if reply.content_type != "application/json":
+        return reply
+    payload = json.loads(reply.body)
+    if rule.fault == "body":
+        payload = {**payload, **rule.options}
+        return replace(
+            reply, body=_written({key: payload[key] for key in payload if payload[key] != "missing"})
+        )
     # A note with an accent makes sure that the bytes are no valid UTF-8, whatever the reply said.
-    payload = json.loads(body)
-    return json.dumps({**payload, "note": "servi à la volée"}, ensure_ascii=False).encode(
-        "latin-1", "replace"
-    )
+    return replace(reply, body=_written({**payload, "note": "servi à la volée"}, "latin-1"))
+
+
+def _written(payload: Any, encoding: str = "utf-8") -> bytes:
+    return json.dumps(payload, ensure_ascii=False).encode(encoding, "replace")
 
 
 def _retry_after(seconds: float, form: str) -> str:

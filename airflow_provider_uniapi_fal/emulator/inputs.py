@@ -101,8 +101,17 @@ def problems(model: str, arguments: Any) -> list[dict[str, Any]]:
     return found
 
 
-def order(model: str, arguments: Mapping[str, Any], *, seed: int, black: bool, video_seconds: float) -> Order:
+def order(
+    model: str,
+    arguments: Mapping[str, Any],
+    *,
+    seed: int,
+    black: bool,
+    video_seconds: float,
+    inline: bool = False,
+) -> Order:
     """Return the media files that faultless arguments ask for; ``seed`` counts where they name none."""
+    inline = inline or bool(arguments.get("sync_mode"))
     prompt = arguments["prompt"]
     seed = seed if arguments.get("seed") is None else arguments["seed"]
     width, height = _size(arguments)
@@ -120,7 +129,7 @@ def order(model: str, arguments: Mapping[str, Any], *, seed: int, black: bool, v
             source=source if source.startswith("data:") else "",
             seconds=video_seconds,
         )
-        return Order((recipe,), prompt, seed, inline=bool(arguments.get("sync_mode")))
+        return Order((recipe,), prompt, seed, inline)
     recipes = tuple(
         Recipe(
             kind="image",
@@ -133,7 +142,7 @@ def order(model: str, arguments: Mapping[str, Any], *, seed: int, black: bool, v
         )
         for index in range(arguments.get("num_images") or 1)
     )
-    return Order(recipes, prompt, seed, inline=bool(arguments.get("sync_mode")))
+    return Order(recipes, prompt, seed, inline)
 
 
 def _size(arguments: Mapping[str, Any]) -> tuple[int, int]:

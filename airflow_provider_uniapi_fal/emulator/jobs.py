@@ -11,9 +11,10 @@ import heapq
 import math
 import random
 from bisect import bisect_left, insort
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.settings import Behaviour
@@ -54,6 +55,8 @@ class Job:
     finished_at: float | None = None
     cancelled: bool = False
     cancel_requested: bool = False
+    requeues: int = 0
+    """How often it still falls back into the queue."""
 
     @classmethod
     def begin(
@@ -80,7 +83,21 @@ class Job:
             ready_at=math.inf if behaviour.stuck else now + max(0.0, behaviour.queue_seconds * queue_factor),
             run_seconds=max(0.0, behaviour.run_seconds * run_factor),
             seed=chance.randrange(2**31),
+            requeues=behaviour.requeues,
         )
+
+    @classmethod
+    def read(cls, fields: Mapping[str, Any], behaviour: Behaviour) -> Job:
+        """Begin a job again that was written down."""
+        return cls(**{**fields, "body": fields["body"].encode("latin-1"), "behaviour": behaviour})
+
+    def as_mapping(self) -> dict[str, Any]:
+        """Return all that a job begins with; all that becomes of it follows from that, and from its cancels."""
+        names = (
+            "number", "request_id", "model", "submitted_at", "ready_at", "run_seconds", "seed", "headers", "requeues",
+        )  # fmt: skip
+        own = {name: getattr(self, name) for name in names}
+        return {**own, "body": self.body.decode("latin-1"), "behaviour": vars(self.behaviour)}
 
     @property
     def phase(self) -> Phase:
@@ -151,6 +168,11 @@ class JobQueue:
         """Return how many waiting jobs are ahead of a waiting job."""
         return bisect_left(self._waiting, (*job.turn,))
 
+    @property
+    def length(self) -> int:
+        """How many jobs wait."""
+        return len(self._waiting)
+
     def remove(self, job: Job) -> None:
         """Take a waiting job out of the queue, or stop a running one: it ends as cancelled."""
         job.cancelled = True
@@ -169,11 +191,20 @@ class JobQueue:
         *_, job = self._waiting.pop(0)
         self._busy += 1
         job.started_at = self._clock
-        heapq.heappush(self._ends, (self._clock + job.run_seconds, job.number, job))
+        # A job that falls back does so half way.
+        seconds = job.run_seconds / 2 if job.requeues else job.run_seconds
+        heapq.heappush(self._ends, (self._clock + seconds, job.number, job))
 
     def _end_next(self) -> None:
         when, _, job = heapq.heappop(self._ends)
         # A job that was ended before its time has already given its slot back.
-        if job.finished_at is None:
-            self._busy -= 1
+        if job.finished_at is not None:
+            return
+        self._busy -= 1
+        if not job.requeues:
             job.finished_at = when
+            return
+        job.requeues -= 1
+        job.started_at = None
+        job.ready_at = when + job.behaviour.queue_seconds
+        insort(self._waiting, (*job.turn, job))

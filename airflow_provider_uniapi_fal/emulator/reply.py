@@ -1,4 +1,4 @@
-"""An answer as a value, before it is sent; faults change it, the server sends it."""
+"""An answer as a value, before it is sent; faults change it, ``sending`` sends it."""
 
 from __future__ import annotations
 
@@ -9,15 +9,41 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class HangUp:
+    """No answer at all: the connection is closed, or reset."""
+
+    reset: bool = False
+
+
+@dataclass(frozen=True)
+class Journey:
+    """How an answer travels that does not simply arrive at once and whole."""
+
+    beats: int = 0
+    """Blank lines before the body."""
+    pieces: int = 1
+    """The body comes in so many pieces."""
+    pause: float = 0.0
+    """Seconds after each blank line, and between pieces."""
+    share: float = 1.0
+    """The part of the body that arrives; after less than all of it the connection ends."""
+    padding: int = 0
+    """Bytes without meaning after the body."""
+    announced: bool = True
+    """Whether Content-Length names the size of body and padding."""
+    reset: bool = False
+    """Whether a connection that ends too early is reset instead of closed."""
+
+
+@dataclass(frozen=True)
 class Reply:
-    """Status, headers and body of an answer, and the blank lines of a heartbeat before it."""
+    """Status, headers and body of an answer, and how it travels."""
 
     status: int
     body: bytes
     content_type: str = "application/json"
     headers: Mapping[str, str] = field(default_factory=dict)
-    beats: int = 0
-    beat_seconds: float = 0.0
+    journey: Journey | None = None
 
     @classmethod
     def json(cls, payload: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:

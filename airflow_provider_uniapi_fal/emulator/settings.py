@@ -25,6 +25,7 @@ FAILURES = {
     "result-error": 'COMPLETED; the result is a 200 with {"error": {...}}',
     "status-failure": 'the status itself says "FAILURE", under 200; so does the result',
     "refused": "COMPLETED; the result is a 422 of type content_policy_violation",
+    "no-media": "COMPLETED; the result is a 200 with no images in it, or no video",
 }
 
 
@@ -44,6 +45,7 @@ class Behaviour:
     run_seconds: float = _setting(1.0, "time a job runs")
     spread: float = _setting(0.0, "vary both times by up to this share of them (0.2 = 20 percent)")
     stuck: bool = _setting(False, "jobs stay in the queue for ever")
+    requeues: int = _setting(0, "a running job falls back into the queue this often, half way through")
     failure: str = _setting("none", "how jobs end", tuple(FAILURES))
     error_type: str = _setting("internal_error", "error_type of completed-error")
     flagged: bool = _setting(False, "pictures are flagged as unsafe and replaced by black ones")
@@ -53,18 +55,41 @@ class Behaviour:
         ("fal", "gateway", "missing", "foreign"),
     )
     foreign_origin: str = _setting("https://elsewhere.invalid", "the host of foreign URLs")
+    url_path: str = _setting(
+        "app",
+        "model in URLs: its owner and app, or the whole id (and /response after a result's), as fal's guide has it",
+        ("app", "whole"),
+    )
+    found_at: str = _setting(
+        "both", "model in the paths that find a job; others answer 404", ("both", "app", "whole")
+    )
     pending_code: int = _setting(202, "HTTP code of a status before the end", (202, 200))
     cancel_url: str = _shown("cancel_url", "missing")
     queue_position: str = _shown("queue_position", "present")
     logs: str = _shown("logs", "present", help_text="logs in a status that asked for them")
     metrics: str = _shown("metrics", "present")
+    gateway_request_id: str = _setting(
+        "missing",
+        "gateway_request_id in replies: none, the request_id, or another",
+        ("missing", "same", "different"),
+    )
     cancel: str = _setting(
         "honest",
-        "answer to a cancel: honest (removed 200, signalled 202, finished 400), or always this one",
-        ("honest", "requested", "removed", "already-completed", "not-found", "not-allowed"),
+        "answer to a cancel: honest (removed 200, signalled 202, finished 400), or always this one; ignored is a 202 "
+        "without any effect",
+        ("honest", "requested", "removed", "ignored", "already-completed", "not-found", "not-allowed"),
+    )
+    cancel_words: str = _setting(
+        "status",
+        "words of a cancel's answer: a status, a detail (of a finished job only), or success as true or false",
+        ("status", "detail", "success"),
     )
     obeys_cancel: bool = _setting(False, "a running job stops when it is signalled; else it runs to its end")
+    early_result_code: int = _setting(400, "HTTP code of a result asked for before the end", (400, 202))
     result_seconds: float = _setting(3600.0, "a result is kept this long, then answers 404")
+    large_result_seconds: float = _setting(360.0, "a result of 10 KB or more is kept this long")
+    media_seconds: float = _setting(7 * 86400.0, "a media file is kept this long, then answers 404")
+    data_uris: bool = _setting(False, "media are data URIs in the result, whether asked for or not")
     video_seconds: float = _setting(2.5, "length of rendered videos")
 
     def __post_init__(self) -> None:
@@ -83,6 +108,14 @@ class Settings(Behaviour):
     host: str = _setting("127.0.0.1", "address to listen on")
     port: int = _setting(0, "port to listen on; 0 takes a free one")
     base_prefix: str = _setting("", "path before every route of the gateway, such as /gw")
+    tls: bool = _setting(False, "serve https, with a certificate made for localhost and 127.0.0.1")
+    ca_file: str = _setting("", "where to write what clients must trust (default: a temporary file)")
+    tls_cert: str = _setting("", "serve https, with the certificate in this PEM file")
+    tls_key: str = _setting("", "the PEM file with the key of that certificate")
+    state: str = _setting("", "a file in which jobs, counts and rules survive a restart; it holds prompts")
+    time_scale: float = _setting(
+        1.0, "emulated seconds pass so many times as fast, Retry-After's and expiry's too"
+    )
     key: str = _setting("", "the accepted key; without it every key is accepted, but not none")
     seed: int = _setting(0, "starts the random numbers of durations and pictures")
     concurrency: int = _setting(0, "jobs that run at once; 0 is without limit")
@@ -92,6 +125,8 @@ class Settings(Behaviour):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if not self.time_scale:
+            raise ValueError("time_scale is more than 0.")
         prefix = self.base_prefix.strip("/")
         object.__setattr__(self, "base_prefix", f"/{prefix}" if prefix else "")
         if isinstance(self.faults, (str, Mapping)):
@@ -99,16 +134,27 @@ class Settings(Behaviour):
         object.__setattr__(self, "faults", tuple(Rule.read(rule) for rule in self.faults))
         for rule in self.faults:
             self.check_rule(rule)
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ValueError("tls_cert and tls_key are given together.")
+        if self.tls and self.tls_cert:
+            raise ValueError("tls makes a certificate, so there is no tls_cert beside it.")
+        if self.ca_file and not self.tls:
+            raise ValueError("ca_file is written for tls only.")
         for model, seconds in self.model_seconds.items():
             _check_number(f"model_seconds of {model}", seconds)
 
     def behaviour_of(self, model: str, changes: Mapping[str, Any]) -> Behaviour:
-        """Return how a job of this model goes; what a rule says of it weighs more than the model's own time."""
+        """
+        Return how a job of this model goes, in real seconds.
+
+        What a rule says of it weighs more than the model's own time.
+        """
         common = {name: getattr(self, name) for name in BEHAVIOUR_FIELDS}
         for part, seconds in self.model_seconds.items():
             if part in model:
                 common["run_seconds"] = seconds
-        return Behaviour(**{**common, **changes})
+        behaviour = Behaviour(**{**common, **changes})
+        return behaviour.changed({name: getattr(behaviour, name) / self.time_scale for name in DURATIONS})
 
     def check_rule(self, rule: Rule) -> None:
         """Raise ValueError if a rule would change a job in a way that does not exist."""
@@ -121,6 +167,8 @@ class Settings(Behaviour):
             self.behaviour_of("", rule.options)
 
 
+# What a time scale shortens: all times but the length of a video.
+DURATIONS = ("queue_seconds", "run_seconds", "result_seconds", "large_result_seconds", "media_seconds")
 BEHAVIOUR_FIELDS = tuple(each.name for each in dataclasses.fields(Behaviour))
 
 

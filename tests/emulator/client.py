@@ -16,11 +16,12 @@ SMALL = {"width": 64, "height": 48}
 class Client:
     """Speaks to one emulator, with one key."""
 
-    def __init__(self, url: str, *, prefix: str = "") -> None:
+    def __init__(self, url: str, *, prefix: str = "", ca_file: str | None = None) -> None:
         self.url = url
         self.base = url + prefix
         self.session = requests.Session()
         self.session.trust_env = False
+        self.session.verify = ca_file or True
 
     def call(
         self, method: str, url: str, *, key: str | None = f"Key {KEY}", **options: Any
@@ -31,10 +32,16 @@ class Client:
             method, address, headers=headers, timeout=20, allow_redirects=False, **options
         )
 
-    def post(self, prompt: str = "a fox", *, model: str = PICTURE, **arguments: Any) -> requests.Response:
-        return self.call(
-            "POST", f"/fal-ai/{model}", json={"prompt": prompt, "image_size": SMALL, **arguments}
-        )
+    def post(
+        self,
+        prompt: str = "a fox",
+        *,
+        model: str = PICTURE,
+        headers: dict[str, str] | None = None,
+        **arguments: Any,
+    ) -> requests.Response:
+        body = {"prompt": prompt, "image_size": SMALL, **arguments}
+        return self.call("POST", f"/fal-ai/{model}", json=body, headers=headers or {})
 
     def submit(self, prompt: str = "a fox", *, model: str = PICTURE, **arguments: Any) -> str:
         reply = self.post(prompt, model=model, **arguments)

@@ -20,7 +20,7 @@ def start() -> Iterator[Start]:
 
         def begin(**settings: Any) -> tuple[Emulator, Client]:
             emulator = stack.enter_context(running_emulator(**{**AT_ONCE, **settings}))
-            client = Client(emulator.url, prefix=settings.get("base_prefix", ""))
+            client = Client(emulator.url, prefix=settings.get("base_prefix", ""), ca_file=emulator.ca_file)
             stack.callback(client.close)
             return emulator, client
 

@@ -62,16 +62,18 @@ def test_a_job_that_is_not_ready_lets_others_pass() -> None:
 
 @given(
     slots=st.integers(0, 3),
-    durations=st.lists(st.tuples(st.floats(0, 5), st.floats(0, 5)), min_size=1, max_size=12),
+    durations=st.lists(
+        st.tuples(st.floats(0, 5), st.floats(0, 5), st.integers(0, 2)), min_size=1, max_size=12
+    ),
     looks=st.lists(st.floats(0, 200), max_size=12),
 )
 def test_looking_more_often_changes_nothing(
-    slots: int, durations: list[tuple[float, float]], looks: list[float]
+    slots: int, durations: list[tuple[float, float, int]], looks: list[float]
 ) -> None:
     def run(times: list[float]) -> list[tuple[float | None, float | None]]:
         jobs = [
-            begin(number, queue_seconds=wait, run_seconds=run)
-            for number, (wait, run) in enumerate(durations, 1)
+            begin(number, queue_seconds=wait, run_seconds=run, requeues=requeues)
+            for number, (wait, run, requeues) in enumerate(durations, 1)
         ]
         queue = queue_of(*jobs, slots=slots)
         for now in sorted(times):
@@ -116,6 +118,31 @@ def test_stopping_a_running_job_frees_its_slot_once() -> None:
     assert jobs[2].phase is Phase.QUEUED
     queue.advance(12.0)
     assert jobs[2].started_at == 12.0
+
+
+def test_a_job_can_fall_back_into_the_queue_half_way() -> None:
+    job, other = begin(1, requeues=2), begin(2, queue_seconds=2.0)
+    queue = queue_of(job, other, slots=1)
+    phases = []
+    for now in (1.0, 5.9, 6.0, 15.9, 16.0, 20.9, 21.0, 22.0, 31.9, 32.0):
+        queue.advance(now)
+        phases.append(job.phase.value)
+    # It runs from 1 to 6, waits for the other until 16, runs to 21, waits its second, runs from 22 to the end.
+    assert phases == [
+        "running", "running", "queued", "queued", "running", "running", "queued", "running", "running", "finished",
+    ]  # fmt: skip
+    assert (job.started_at, job.inference_seconds) == (22.0, 10.0)
+    assert (other.started_at, other.finished_at) == (6.0, 16.0)
+
+
+def test_a_job_that_fell_back_can_be_removed() -> None:
+    job, other = begin(1, requeues=1), begin(2)
+    queue = queue_of(job, other, slots=1)
+    queue.advance(7.0)
+    assert job.phase is Phase.QUEUED
+    queue.remove(job)
+    queue.advance(100.0)
+    assert (job.finished_at, other.finished_at) == (7.0, 16.0)
 
 
 def test_a_stuck_job_never_starts() -> None:

@@ -6,7 +6,6 @@ import io
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import av
@@ -22,6 +21,8 @@ from airflow_provider_uniapi_fal.emulator.pictures import paint
 from tests.emulator.client import PICTURE, SMALL, VIDEO, Client
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.emulator.conftest import Start
 
 RECIPE = Recipe("image", "a fox", seed=1, width=96, height=64, file_format="png")

@@ -40,6 +40,10 @@ def test_every_fault_is_a_rule_by_its_name_alone(name: str) -> None:
         ("server-error status=99", "status of server-error"),
         ("rate-limit form=fax", "form of rate-limit"),
         ("heartbeat beats=1.5", "beats of heartbeat"),
+        ("turned-away because=mood", "because of turned-away is one of"),
+        ("truncated share=1", "share of truncated is less than 1"),
+        ("trickle pieces=0", "pieces of trickle"),
+        ("lost-reply reset=1", "reset of lost-reply is like False"),
         ("[1]", "There is no fault"),
         ('{"fault": "slow"', "Expecting"),
     ],
@@ -101,6 +105,10 @@ def test_rules_change_jobs_and_later_ones_weigh_more() -> None:
         ({"faults": "slow"}, "faults is a list"),
         ({"faults": ["job failure=odd"]}, "failure is one of"),
         ({"faults": ["job port=1"]}, "A job has no port"),
+        ({"time_scale": 0.0}, "time_scale is more than 0"),
+        ({"tls_cert": "cert.pem"}, "tls_cert and tls_key are given together"),
+        ({"tls": True, "tls_cert": "cert.pem", "tls_key": "key.pem"}, "no tls_cert beside it"),
+        ({"ca_file": "ca.pem"}, "ca_file is written for tls only"),
     ],
 )
 def test_a_wrong_setting_says_what_is_wrong(settings: dict[str, Any], says: str) -> None:
@@ -124,6 +132,10 @@ def test_the_command_line_says_every_setting() -> None:
         "pending_code": 200,
         "base_prefix": "gw/",
         "concurrency": 3,
+        "time_scale": 60.0,
+        "tls": True,
+        "ca_file": "ca.pem",
+        "state": "state file.jsonl",
         "model_seconds": {"kling=video": 4.0},
         "faults": ['lost-reply match="a storm" times=1', {"fault": "job", "failure": "refused"}],
     }
@@ -131,3 +143,10 @@ def test_the_command_line_says_every_setting() -> None:
     assert read == Settings(**settings)
     assert read.base_prefix == "/gw"
     assert read_settings(parser().parse_args([])) == Settings()
+
+
+def test_a_scale_changes_the_times_of_a_rule_and_nothing_else() -> None:
+    assert Rule.read("rate-limit retry_after=60").on_scale(60).option("retry_after") == 1
+    assert Rule.read("slow").on_scale(10).option("seconds") == 0.5
+    for words in ("body seconds=60", "oversized size=60", "truncated share=0.5"):
+        assert Rule.read(words).on_scale(60) == Rule.read(words)

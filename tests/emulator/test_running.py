@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -18,6 +17,8 @@ from airflow_provider_uniapi_fal.emulator.running import EmulatorProcess, runnin
 from tests.emulator.client import KEY, Client
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.emulator.conftest import Start
 
 COMMAND = [sys.executable, "-m", "airflow_provider_uniapi_fal.emulator"]
@@ -172,12 +173,14 @@ def test_a_wrong_option_is_told_in_one_line(arguments: list[str], says: str) -> 
     assert "Traceback" not in ended.stderr
 
 
-@pytest.mark.parametrize("module", ["PIL", "av"])
-def test_a_missing_library_names_the_extra_to_install(tmp_path: Path, module: str) -> None:
+@pytest.mark.parametrize(("module", "arguments"), [("PIL", []), ("av", []), ("cryptography", ["--tls"])])
+def test_a_missing_library_names_the_extra_to_install(
+    tmp_path: Path, module: str, arguments: list[str]
+) -> None:
     # A package that cannot be imported stands before the real one.
     (tmp_path / module).mkdir()
     (tmp_path / module / "__init__.py").write_text(f"raise ModuleNotFoundError('gone', name={module!r})")
-    ended = run(PYTHONPATH=str(tmp_path))
+    ended = run(*arguments, PYTHONPATH=f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
     assert ended.returncode == 2
     assert "airflow-provider-uniapi-fal[emulator]" in ended.stderr
     assert "Traceback" not in ended.stderr

@@ -105,7 +105,7 @@ def test_only_the_emulator_extra_asks_for_what_renders_media(metadata: Metadata)
         for extra in extras:
             if requirement.marker is not None and requirement.marker.evaluate({"extra": extra}):
                 extras[extra].add(requirement.name)
-    assert extras["emulator"] == {"av", "pillow", "pylopdf-fonts-zh-cn"}
+    assert extras["emulator"] == {"av", "cryptography", "pillow", "pylopdf-fonts-zh-cn"}
 
 
 def test_an_index_can_show_the_description(wheel_files: dict[str, bytes], metadata: Metadata) -> None:

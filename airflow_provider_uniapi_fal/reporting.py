@@ -1,4 +1,4 @@
-"""How a failed task tells its story to the tasks after it."""
+"""How a task tells its story, in its log and to the tasks after it."""
 
 from __future__ import annotations
 
@@ -11,8 +11,20 @@ from airflow_provider_uniapi_fal.exceptions import FalError
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_provider_uniapi_fal.protocol.job import JobResult
+
 #: XCom key under which a failed submit, wait or landing leaves what went wrong.
 FAILURE_KEY = "failure"
+
+
+def summary(result: JobResult) -> str:
+    """Say in one line what a job brought."""
+    flagged = sum(file.flagged for file in result.media)
+    note = f" {flagged} of them flagged as unsafe." if flagged else ""
+    return (
+        f"Request {result.handle.request_id} has succeeded: {len(result.media)} media files, queued for "
+        f"{result.seconds_queued} s, running for {result.seconds_running} s.{note}"
+    )
 
 
 @contextmanager

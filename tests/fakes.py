@@ -6,6 +6,7 @@ Nothing of the provider is replaced: its requests go over real sockets, to the e
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -16,12 +17,16 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from airflow.sdk._shared.module_loading import import_string
+from airflow.sdk.serde import deserialize, serialize
 
 from airflow_provider_uniapi_fal.emulator.running import Emulator, running_emulator
 from airflow_provider_uniapi_fal.protocol.job import JobHandle
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
+
+    from airflow.sdk.exceptions import TaskDeferred
 
 KEY = "sk-a-very-secret-key"
 PROMPT = "a lighthouse nobody may read about"
@@ -245,6 +250,20 @@ class ScriptedServer:
 def as_json(value: Any) -> Any:
     """Return what is left of a value after its way through Airflow's database."""
     return json.loads(json.dumps(value))
+
+
+def fired(deferral: TaskDeferred) -> Any:
+    """Return the event of a deferral's trigger; both go through the database."""
+    path, kwargs = cast("Any", deferral.trigger).serialize()
+    assert KEY not in json.dumps(kwargs)
+    assert PROMPT not in json.dumps(kwargs)
+    restored = import_string(path)(**cast("Any", deserialize(as_json(serialize(kwargs)))))
+
+    async def run() -> list[Any]:
+        return [event.payload async for event in restored.run()]
+
+    [payload] = asyncio.run(run())
+    return deserialize(as_json(serialize(payload)))
 
 
 def change_key(key: str, conn_id: str = "fal_default") -> None:

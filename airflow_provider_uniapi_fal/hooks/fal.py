@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.sdk import BaseHook
 from airflow.sdk.log import amask_secret, mask_secret
 
-from airflow_provider_uniapi_fal.exceptions import error_of
+from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.protocol import verbs, watching
 from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.dialects.base import (
@@ -25,6 +25,7 @@ from airflow_provider_uniapi_fal.protocol.dialects.base import (
 )
 from airflow_provider_uniapi_fal.protocol.dialects.fal import SubmitOptions, bare_model
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input
+from airflow_provider_uniapi_fal.protocol.job import JobResult
 from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount, read_account
 from airflow_provider_uniapi_fal.transport.blocking import BlockingTransport
 from airflow_provider_uniapi_fal.transport.nonblocking import NonblockingTransport, pooled
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Connection
     from typing_extensions import Unpack
 
-    from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult, JobStatus
+    from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobStatus
     from airflow_provider_uniapi_fal.protocol.messages import Flow, HttpRequest
 
 DEFAULT_CONN_ID = "fal_default"
@@ -256,7 +257,47 @@ class FalHook(BaseHook):
         if not isinstance(end, Failure) or end.kind is not FailureKind.AUTH:
             return end
         refused, self._account = self.account, None
-        return end if self.account == refused else BlockingTransport(self.account).run(watching_round(watch))
+        try:
+            changed = self.account != refused
+        except FalError as error:
+            return error.failure.while_waiting(watch.handle.request_id)
+        return BlockingTransport(self.account).run(watching_round(watch)) if changed else end
+
+    def watch_for(
+        self, watch: watching.Watch, seconds: float | None, say: Callable[[str], None]
+    ) -> watching.RoundEnd:
+        """
+        Watch a job from a worker.
+
+        :param watch: the wait
+        :param seconds: stop watching after so many; None for as long as it takes
+        :param say: takes each line of news
+        :return: the result or the failure, or how long to wait before the next look
+        """
+        until = None if seconds is None else time.monotonic() + seconds
+        while True:
+            end = self.one_round(watch)
+            for line in watch.take_news():
+                say(line)
+            if not isinstance(end, watching.WaitMore):
+                return end
+            if until is not None and time.monotonic() + end.seconds > until:
+                return end
+            time.sleep(end.seconds)
+
+    def delivered(self, watch: watching.Watch, end: watching.RoundEnd) -> JobResult:
+        """
+        Return the result that a wait ended in, fetching it if it was too long for who waited.
+
+        :raises FalError: the failure that it ended in
+        """
+        if isinstance(end, Failure):
+            raise error_of(end.about(watch.handle.request_id))
+        if isinstance(end, watching.FetchElsewhere):
+            return watch.with_times(self.result(end.handle))
+        if isinstance(end, JobResult):
+            return end
+        raise TypeError(f"the wait has not ended: {end}")
 
     def test_connection(self) -> tuple[bool, str]:
         """Try key and address for the connection form's test button; costs nothing."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from airflow_provider_uniapi_fal.protocol.errors import Failure
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobHandle, JobState
 
 ON_UNKNOWN_SUBMIT = ("fail", "resubmit")
@@ -26,8 +26,8 @@ class Phase(str, Enum):
     """How far a job has come, as far as its record knows."""
 
     INTENT = "intent"
-    REFUSED = "refused"
     SUBMITTED = "submitted"
+    ENDED = "ended"
     DELIVERED = "delivered"
 
 
@@ -40,8 +40,8 @@ class JobRecord:
     :param fingerprint: hash of what was asked for
     :param max_tries: Airflow's number of the last allowed try when it was written; a clear raises it
     :param written_at: seconds since the epoch
-    :param handle: the job, from ``SUBMITTED`` on
-    :param failure: how the gateway answered the submit, when ``REFUSED``
+    :param handle: the job, from ``SUBMITTED`` on; an ``ENDED`` one has none if the submit itself failed
+    :param failure: how it went wrong, when ``ENDED``
     """
 
     phase: Phase
@@ -86,11 +86,32 @@ class JobRecord:
             )
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"the record lacks or garbles {error}") from error
-        if (handle is not None) != (phase in (Phase.SUBMITTED, Phase.DELIVERED)):
+        if phase is not Phase.ENDED and (handle is None) != (phase is Phase.INTENT):
             raise ValueError(f"a handle does not go with the phase {phase.value!r}")
-        if (failure is not None) != (phase is Phase.REFUSED):
+        if (failure is not None) != (phase is Phase.ENDED):
             raise ValueError(f"a failure does not go with the phase {phase.value!r}")
         return record
+
+
+_ENDINGS = {
+    FailureKind.CONTENT_REFUSED,
+    FailureKind.INPUT,
+    FailureKind.JOB_CANCELLED,
+    FailureKind.JOB_FAILED,
+    FailureKind.QUEUE_TIMEOUT,
+    FailureKind.RESULT_EXPIRED,
+    FailureKind.TIMEOUT,
+}
+
+
+def ends_the_job(failure: Failure) -> bool:
+    """
+    Whether a failure of a wait is the end of its job, and so to be written down.
+
+    A refused key, an empty account or answers that cannot be understood are not: the job may run on, or its
+    result may lie there paid for, and the next try must look at it again.
+    """
+    return failure.request_id is not None and failure.kind in _ENDINGS
 
 
 class Do(str, Enum):
@@ -139,6 +160,13 @@ def was_cleared(record: JobRecord, max_tries: int) -> bool:
     return record.max_tries != max_tries
 
 
+def _may_be_live(record: JobRecord, cleared: bool) -> bool:
+    """Whether a job whose wait failed may still run; one that its gateway does not know counts until a clear."""
+    if record.handle is None or record.failure is None or not record.failure.may_run:
+        return False
+    return not (cleared and record.failure.kind is FailureKind.RESULT_EXPIRED)
+
+
 def decide(
     record: JobRecord | None,
     *,
@@ -162,10 +190,12 @@ def decide(
     """
     if record is None:
         return Decision(Do.SUBMIT, "There is no record of a submit.")
-    if record.phase is Phase.REFUSED:
+    if record.failure is not None and not _may_be_live(record, cleared):
         if cleared:
-            return Decision(Do.SUBMIT, "Cleared; the gateway had answered the last submit with a failure.")
-        return Decision(Do.FAIL_AGAIN, "the gateway answered the last submit with a failure")
+            return Decision(Do.SUBMIT, "Cleared; the last job ended without a result.")
+        if record.failure.transient:
+            return Decision(Do.SUBMIT, "The last job ended unbilled, for a reason that may have passed.")
+        return Decision(Do.FAIL_AGAIN, "the last job ended for a reason that no retry can mend")
     if record.phase is Phase.INTENT or record.handle is None:
         if on_unknown_submit == "resubmit":
             why = "A previous try may have submitted; on_unknown_submit='resubmit' says to submit again."

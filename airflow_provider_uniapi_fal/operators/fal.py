@@ -1,41 +1,42 @@
-"""The operator that submits a job to the fal queue."""
+"""The operators for the fal queue: submit a job, or submit it and wait for its result."""
 
 from __future__ import annotations
 
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import conf
 
-from airflow_provider_uniapi_fal.exceptions import FalError, FalSubmitOutcomeUnknown, error_of
-from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
-from airflow_provider_uniapi_fal.landing.inputs import with_data_uris
-from airflow_provider_uniapi_fal.ledger.record import (
-    ON_CHANGED_ARGUMENTS,
-    ON_CLEAR,
-    ON_UNKNOWN_SUBMIT,
-    Do,
-    JobRecord,
-    Phase,
-    decide,
-    fingerprint,
-    was_cleared,
-)
+from airflow_provider_uniapi_fal.exceptions import FalError, error_of
+from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
+from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase, ends_the_job
 from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
-from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
-from airflow_provider_uniapi_fal.protocol.dialects.fal import bare_model
-from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input, unknown_outcome
-from airflow_provider_uniapi_fal.reporting import failure_in_xcom
+from airflow_provider_uniapi_fal.operators.submitting import SubmittingOperator, handle_in, in_phase
+from airflow_provider_uniapi_fal.protocol.arguments import seconds, seconds_or_none
+from airflow_provider_uniapi_fal.protocol.watching import WaitMore, Watch
+from airflow_provider_uniapi_fal.reporting import failure_in_xcom, summary
+from airflow_provider_uniapi_fal.triggers.fal import (
+    BACKSTOP_SECONDS,
+    RACE_SECONDS,
+    FalQueueTrigger,
+    result_of,
+)
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context, XComArg
+    from airflow.sdk import Context
 
-    from airflow_provider_uniapi_fal.protocol.dialects.fal import SubmitOptions
-    from airflow_provider_uniapi_fal.protocol.job import JobState
+    from airflow_provider_uniapi_fal.protocol.errors import Failure
+    from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
+
+#: Seconds that a killed task may spend on finding out whether a user has killed it. Airflow allows five.
+KILL_SECONDS = 3.0
 
 
-class FalSubmitOperator(BaseOperator):
+class FalSubmitOperator(SubmittingOperator):
     """
     Submit one job to the fal queue, and hand its handle on.
 
@@ -74,50 +75,7 @@ class FalSubmitOperator(BaseOperator):
     :raises FalSubmitOutcomeUnknown: a job may be running and be billed; a retry is not made
     """
 
-    template_fields: Sequence[str] = ("model", "arguments", "fal_conn_id", "priority", "runner_hint")
-    template_fields_renderers = {"arguments": "json"}  # noqa: RUF012 - Airflow's own form
     ui_color = "#ece5ff"
-
-    def __init__(
-        self,
-        *,
-        model: str | XComArg,
-        arguments: Mapping[str, Any] | XComArg,
-        fal_conn_id: str = DEFAULT_CONN_ID,
-        start_timeout: float | None = None,
-        priority: str | None = None,
-        runner_hint: str | None = None,
-        no_retry: bool | None = None,
-        store_io: bool | None = None,
-        object_lifetime: int | None = None,
-        max_queue_length: int | None = None,
-        on_unknown_submit: str = "fail",
-        on_changed_arguments: str = "reattach",
-        on_clear: str = "regenerate",
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        for name, value, words in (
-            ("on_unknown_submit", on_unknown_submit, ON_UNKNOWN_SUBMIT),
-            ("on_changed_arguments", on_changed_arguments, ON_CHANGED_ARGUMENTS),
-            ("on_clear", on_clear, ON_CLEAR),
-        ):
-            if value not in words:
-                raise ValueError(f"{name} must be one of {', '.join(words)}, not {value!r}")
-        # Templates and XComs are values by the time that execute() looks.
-        self.model: Any = model
-        self.arguments: Any = arguments
-        self.fal_conn_id = fal_conn_id
-        self.start_timeout = start_timeout
-        self.priority = priority
-        self.runner_hint = runner_hint
-        self.no_retry = no_retry
-        self.store_io = store_io
-        self.object_lifetime = object_lifetime
-        self.max_queue_length = max_queue_length
-        self.on_unknown_submit = on_unknown_submit
-        self.on_changed_arguments = on_changed_arguments
-        self.on_clear = on_clear
 
     def execute(self, context: Context) -> dict[str, Any]:
         """
@@ -126,122 +84,181 @@ class FalSubmitOperator(BaseOperator):
         :return: the handle, see :class:`~airflow_provider_uniapi_fal.protocol.job.JobHandle`
         """
         with failure_in_xcom(context):
-            hook = FalHook(self.fal_conn_id)
-            hook.prepare(self.model, self.arguments, **self._options())
-            account = hook.account
-            self.log.info("Model %s at %s, connection %s.", self.model, account.base_url, self.fal_conn_id)
             ledger = TaskLedger(context["task_state_store"])
-            record = self._submitted(hook, ledger, ledger.read(), context["ti"].max_tries)
-            handle = record.handle
-            assert handle is not None  # noqa: S101 - a submitted record has one
-            ti = context["ti"]
-            ti.xcom_push(key="request_id", value=handle.request_id)
-            for key, url in hook.urls(handle).items():
-                ti.xcom_push(key=key, value=url)
-            ledger.write(_in_phase(record, Phase.DELIVERED, ti.max_tries))
-            return handle.to_json()
+            record = self.submitted(context, FalHook(self.fal_conn_id), ledger)
+            ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))
+            return handle_in(record).to_json()
 
-    def _options(self) -> SubmitOptions:
-        return {
-            "start_timeout": self.start_timeout,
-            "priority": self.priority,
-            "runner_hint": self.runner_hint,
-            "no_retry": self.no_retry,
-            "store_io": self.store_io,
-            "object_lifetime": self.object_lifetime,
-            "max_queue_length": self.max_queue_length,
-        }
 
-    def _submitted(
-        self, hook: FalHook, ledger: TaskLedger, record: JobRecord | None, max_tries: int
-    ) -> JobRecord:
-        """Return the record of the job, submitting it if that is what the ledger says."""
-        asked = fingerprint(bare_model(self.model), self.arguments, self.fal_conn_id)
-        cleared = record is not None and was_cleared(record, max_tries)
-        decision = decide(
-            record,
-            asked=asked,
-            cleared=cleared,
-            state=self._state_of(hook, record) if cleared else None,
-            on_unknown_submit=self.on_unknown_submit,
-            on_changed_arguments=self.on_changed_arguments,
-            on_clear=self.on_clear,
+class FalGenerateOperator(SubmittingOperator):
+    """
+    Submit one job to the fal queue, wait for it and return its result: one task, one paid job.
+
+    It does what ``FalSubmitOperator`` and ``FalQueueSensor`` do together, with one ledger over both: a retry or
+    a clear takes up a job that still runs, delivers one that has succeeded, submits again only after a job that
+    ended unbilled for a reason that may pass, and fails at once where no retry can help.
+
+    Besides the parameters of :class:`FalSubmitOperator`:
+
+    :param deferrable: True (default) waits in the triggerer without a worker; False waits in the worker; None
+        asks Airflow's ``[operators] default_deferrable``
+    :param poke_interval: seconds between looks; None (default) is adaptive: a tenth of the job's age, between 1
+        and 15 seconds
+    :param queue_timeout: seconds in which the job must have been seen running, counted anew in each try; None
+        (default) for no limit
+    :param timeout: seconds until the wait fails, default one day; counted anew in each try
+    :param cancel_on_timeout: ask the gateway to cancel the job when its time is over; default True
+    :param cancel_on_kill: ask the gateway to cancel the job when a user clears the task or marks it failed or
+        successful while it runs or waits; default True
+    :param end_from_trigger: end the task in the triggerer if the job succeeds, without starting a worker again;
+        default False. Asset events, success callbacks and extra links are left out then, and the ledger does
+        not learn that the result was delivered
+    :param logs: bring the model's log lines into the task's log; default True
+    :param defer_after: seconds to watch from the worker before deferring, default 5: short jobs need no trigger
+    :return: the result as JSON values, see :class:`~airflow_provider_uniapi_fal.protocol.job.JobResult`; data
+        URIs are left out of it
+    :raises FalQueueTimeout: the job never started; ``may_run`` says whether it was removed from the queue
+    :raises FalTimeout: the job did not end in time; ``may_run`` says whether it was stopped
+    :raises FalJobFailed: the job failed; ``billed`` says whether it was charged
+    :raises FalContentRefused: the model refused the content; it may be billed
+    :raises FalJobCancelled: somebody cancelled the job
+    :raises FalResultExpired: the job ended, but its result is kept no longer; it may be billed
+    """
+
+    ui_color = "#ffe9d6"
+
+    def __init__(
+        self,
+        *,
+        deferrable: bool | None = True,
+        poke_interval: timedelta | float | None = None,
+        queue_timeout: timedelta | float | None = None,
+        timeout: timedelta | float = 86400.0,
+        cancel_on_timeout: bool = True,
+        cancel_on_kill: bool = True,
+        end_from_trigger: bool = False,
+        logs: bool = True,
+        defer_after: float = 5.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if deferrable is None:
+            deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
+        self.deferrable = deferrable
+        self.poke_interval = seconds_or_none("poke_interval", poke_interval)
+        self.queue_timeout = seconds_or_none("queue_timeout", queue_timeout)
+        self.timeout = seconds("timeout", timeout)
+        if self.queue_timeout is not None and self.queue_timeout > self.timeout:
+            raise ValueError("queue_timeout must not be more than timeout")
+        self.cancel_on_timeout = cancel_on_timeout
+        self.cancel_on_kill = cancel_on_kill
+        self.end_from_trigger = end_from_trigger
+        self.logs = logs
+        self.defer_after = seconds("defer_after", defer_after, or_zero=True)
+        self._running: tuple[Any, JobHandle] | None = None
+
+    def execute(self, context: Context) -> dict[str, Any]:  # noqa: RET503 - defer() does not return
+        """Submit and wait, or go on where a previous try was; return the result as JSON values."""
+        ledger = TaskLedger(context["task_state_store"])
+        hook = FalHook(self.fal_conn_id)
+        with failure_in_xcom(context):
+            record = self.submitted(context, hook, ledger)
+            handle = handle_in(record)
+            self._running = (context["ti"], handle)
+            now = time.time()
+            watch = Watch(
+                handle,
+                deadline=now + self.timeout,
+                queue_deadline=None if self.queue_timeout is None else now + self.queue_timeout,
+                cancel_on_timeout=self.cancel_on_timeout,
+                poke_interval=self.poke_interval,
+                logs=self.logs,
+            )
+            in_worker = self.defer_after if self.deferrable else None
+            try:
+                end = hook.watch_for(watch, in_worker, self._say)
+                if not isinstance(end, WaitMore):
+                    return self._deliver(context, ledger, record, hook.delivered(watch, end))
+            except FalError as error:
+                raise self._written_down(context, ledger, record, error) from None
+        now = time.time()
+        self.defer(
+            trigger=FalQueueTrigger.of(
+                watch,
+                next_look_at=now + end.seconds,
+                hold_until=now + RACE_SECONDS,
+                cancel_on_kill=self.cancel_on_kill,
+                end_from_trigger=self.end_from_trigger,
+            ),
+            method_name="execute_complete",
+            timeout=timedelta(seconds=(watch.deadline or now) - now + BACKSTOP_SECONDS),
         )
-        if decision.do is Do.SUBMIT:
-            self.log.info("%s Submitting.", decision.why)
-            return self._submit(hook, ledger, asked, max_tries)
-        if record is not None and decision.do is Do.REATTACH:
-            level = self.log.info if record.fingerprint == asked else self.log.warning
-            level("%s", decision.why)
-            return record
-        if record is not None and record.failure is not None:
-            raise error_of(record.failure)
-        if decision.do is Do.FAIL_CHANGED:
-            raise error_of(_changed(decision.why))
-        raise error_of(unknown_outcome(decision.why))
 
-    def _state_of(self, hook: FalHook, record: JobRecord | None) -> JobState | None:
-        """Ask the gateway how the recorded job stands; no answer counts as live, which pays nothing."""
-        if record is None or record.handle is None:
-            return None
-        try:
-            return hook.status(record.handle).state
-        except FalError as error:
-            self.log.warning("Where request %s stands is not known: %s", record.handle.request_id, error)
-            return None
+    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Take what the trigger brought: return the result as JSON values, or raise what went wrong."""
+        ledger = TaskLedger(context["task_state_store"])
+        with failure_in_xcom(context):
+            record = ledger.read()
+            try:
+                result = result_of(event)
+            except FalError as error:
+                raise self._written_down(context, ledger, record, error) from None
+            return self._deliver(context, ledger, record, result)
 
-    def _submit(self, hook: FalHook, ledger: TaskLedger, asked: str, max_tries: int) -> JobRecord:
-        arguments = with_data_uris(self.arguments)
-        request = hook.prepare(self.model, arguments, **self._options())
-        intent = JobRecord(Phase.INTENT, asked, max_tries, time.time())
-        ledger.write(intent)
-        try:
-            submitted = hook.post(self.model, request)
-        except FalSubmitOutcomeUnknown as error:
-            if self.on_unknown_submit == "resubmit":
-                raise error_of(_to_be_resubmitted(error.failure)) from error
-            raise
-        except FalError as error:
-            if error.failure.kind is FailureKind.JOB_FAILED:
-                refused = JobRecord(Phase.REFUSED, asked, max_tries, time.time(), failure=error.failure)
-                ledger.write(refused)
-            else:
-                ledger.forget()
-            raise
-        if isinstance(submitted, Finished):
-            raise TypeError("the fal queue answers a submit with a handle, never with the result")
-        handle = submitted.handle
-        record = JobRecord(Phase.SUBMITTED, asked, max_tries, time.time(), handle)
-        try:
-            ledger.write(record)
-        except Exception:
-            self.log.error("Request %s was submitted, but the ledger did not take it.", handle.request_id)
-            raise
-        position = submitted.status.queue_position
-        where = "" if position is None else f" at position {position}"
-        self.log.info(
-            "Submitted request %s; it is %s%s.", handle.request_id, submitted.status.state.value, where
-        )
-        return record
+    def on_kill(self) -> None:
+        """
+        Cancel the job if a user cleared or marked the task, and only then.
+
+        Airflow calls this also on eviction, on a time-out and when it has lost touch with its server; the task
+        is still running or has just been deferred then, as far as Airflow knows, and the job is left alone. The
+        question is asked from a thread, because the code that was interrupted may hold what it needs.
+        """
+        if not self.cancel_on_kill or self._running is None:
+            return
+        ti, handle = self._running
+        too_late = threading.Event()
+        thread = threading.Thread(target=self._cancel_if_killed, args=(ti, handle, too_late), daemon=True)
+        thread.start()
+        thread.join(KILL_SECONDS)
+        too_late.set()
+
+    def _cancel_if_killed(self, ti: Any, handle: JobHandle, too_late: threading.Event) -> None:
+        states = states_of(ti)
+        if not killed_by_user(states) or too_late.is_set():
+            self._say(f"Request {handle.request_id} is not cancelled: the task's states are {states}.")
+            return
+        outcome = FalHook(handle.fal_conn_id).cancel(handle)
+        self._say(f"Request {handle.request_id}: asked to cancel it, the gateway says {outcome.value}.")
+
+    def _deliver(
+        self, context: Context, ledger: TaskLedger, record: JobRecord | None, result: JobResult
+    ) -> dict[str, Any]:
+        self._running = None
+        self._say(summary(result))
+        if record is not None:
+            ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))
+        return result.to_json()
+
+    def _written_down(
+        self, context: Context, ledger: TaskLedger, record: JobRecord | None, error: FalError
+    ) -> FalError:
+        """Let the next try know how this job ended, if it did; return the error to raise."""
+        self._running = None
+        if record is None or not ends_the_job(error.failure):
+            return error
+        failure = _as_the_next_try_acts(error.failure)
+        ledger.write(in_phase(record, Phase.ENDED, context["ti"].max_tries, failure))
+        return error_of(failure)
+
+    def _say(self, line: str) -> None:
+        self.log.info("%s", line)
 
 
-def _in_phase(record: JobRecord, phase: Phase, max_tries: int) -> JobRecord:
-    return JobRecord(phase, record.fingerprint, max_tries, time.time(), record.handle)
-
-
-def _changed(why: str) -> Failure:
-    return bad_input(
-        f"This try would submit something else: {why}.",
-        "Nothing was submitted now; the earlier job is not affected. on_changed_arguments decides this.",
+def _as_the_next_try_acts(failure: Failure) -> Failure:
+    """Return the failure of a wait in the words of a task that submits as well; a time-out has them already."""
+    if failure.may_run or failure.outcome == "timed_out":
+        return failure
+    again = (
+        "submits again." if failure.transient else "fails at once, with this error; a clear submits again."
     )
-
-
-def _to_be_resubmitted(failure: Failure) -> Failure:
-    return Failure(
-        FailureKind.PROTOCOL,
-        what=failure.what,
-        retry_does="submits again, as on_unknown_submit='resubmit' says; both may be billed.",
-        billed="maybe",
-        may_run=True,
-        http_status=failure.http_status,
-    )
+    return replace(failure, retry_does=again)

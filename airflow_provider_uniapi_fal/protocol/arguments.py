@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 from airflow_provider_uniapi_fal.protocol.messages import MAX_DEPTH
@@ -38,6 +39,26 @@ def as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: as_json(item) for key, item in value.items()}
     return [as_json(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def seconds(name: str, value: object, *, or_zero: bool = False) -> float:
+    """
+    Return a time-out or an interval as a number of seconds.
+
+    :raises ValueError: if it makes no sense, naming the setting
+    """
+    number = value.total_seconds() if isinstance(value, timedelta) else value
+    if isinstance(number, bool) or not isinstance(number, (int, float)):
+        number = math.nan
+    if not (0 < number < 1e9 or (or_zero and number == 0)):
+        least = "0 seconds or more" if or_zero else "more than 0 seconds"
+        raise ValueError(f"{name} must be {least}, not {value!r}")
+    return float(number)
+
+
+def seconds_or_none(name: str, value: object) -> float | None:
+    """Return a time-out or an interval as a number of seconds, or None if there is none."""
+    return None if value is None else seconds(name, value)
 
 
 def _json_problems(value: Any, where: str, around: tuple[int, ...]) -> list[str]:

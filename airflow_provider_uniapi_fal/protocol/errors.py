@@ -87,6 +87,10 @@ class Failure:
         """Return the same failure with the job's id in it."""
         return self if self.request_id else replace(self, request_id=request_id)
 
+    def while_waiting(self, request_id: str) -> Failure:
+        """Return what kept a wait from looking, as a failure that leaves its job as it is."""
+        return replace(self.about(request_id), billed="maybe", may_run=True)
+
     def __str__(self) -> str:
         """Return the message: what happened, then the job, the money, the next try and the advice."""
         job = f"Request {self.request_id}: {self.what}" if self.request_id else self.what

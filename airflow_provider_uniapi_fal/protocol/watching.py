@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import pendulum
 
 from airflow_provider_uniapi_fal.protocol import cadence, verbs
-from airflow_provider_uniapi_fal.protocol.dialects.base import Dialect, LookAgain
+from airflow_provider_uniapi_fal.protocol.dialects.base import CancelOutcome, Dialect, LookAgain
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult, JobState, JobStatus, LogLine
+from airflow_provider_uniapi_fal.protocol.messages import Sleep
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.messages import Flow
@@ -25,11 +26,17 @@ if TYPE_CHECKING:
 #: Answers that mean nothing definite, in a row, before the wait gives up. Passing faults are not counted.
 MAX_UNCLEAR = 10
 
+#: Seconds after which it is looked whether a job that was asked to stop has stopped.
+CANCEL_GRACE = 2.0
+
 #: Seconds without news after which the log says that the wait goes on.
 QUIET_SECONDS = 60.0
 
 MAX_LINE_CHARS = 500
 MAX_LINES_KEPT = 2000
+
+
+_SETTINGS = ("handle", "deadline", "queue_deadline", "cancel_on_timeout", "poke_interval", "logs", "news")
 
 
 @dataclass(frozen=True)
@@ -60,6 +67,8 @@ class Watch:
 
     :param handle: the job
     :param deadline: seconds since the epoch at which the wait ends, or None
+    :param queue_deadline: seconds since the epoch by which the job must have started, or None
+    :param cancel_on_timeout: ask the gateway to cancel the job when a clock has run out
     :param poke_interval: fixed seconds between looks, or None for adaptive
     :param logs: ask for the model's log lines
     :param state: the last state seen
@@ -71,6 +80,8 @@ class Watch:
 
     handle: JobHandle
     deadline: float | None = None
+    queue_deadline: float | None = None
+    cancel_on_timeout: bool = False
     poke_interval: float | None = None
     logs: bool = True
     state: JobState | None = None
@@ -92,7 +103,7 @@ class Watch:
     def progress(self) -> dict[str, Any]:
         """Return what is worth keeping between rounds in different processes, as JSON values."""
         kept = asdict(self)
-        for name in ("handle", "deadline", "poke_interval", "logs", "news"):
+        for name in _SETTINGS:
             del kept[name]
         return {**kept, "state": self.state.value if self.state else None}
 
@@ -114,7 +125,7 @@ class Watch:
     def resume(self, progress: Mapping[str, Any]) -> None:
         """Take up what :meth:`progress` returned; unknown fields are passed over."""
         for name, value in progress.items():
-            if name in self.__dataclass_fields__ and name != "handle":
+            if name in self.__dataclass_fields__ and name not in _SETTINGS:
                 setattr(self, name, JobState(value) if name == "state" and value else value)
 
 
@@ -167,36 +178,119 @@ def one_round(
                 return ended
             retry_after = read.retry_after
     now = clock()
-    if watch.deadline is not None and now >= watch.deadline:
-        return timed_out(watch, now)
+    clocks = _running_clocks(watch)
+    late = next((kind for kind, deadline in clocks.items() if now >= deadline), None)
+    if late is not None:
+        return (yield from _end_late(watch, dialect, handle, late, clock=clock))
     wait = cadence.next_look(
         now - (watch.completed_at or watch.handle.submitted_at),
         poke_interval=watch.poke_interval,
         retry_after=retry_after,
         jitter=jitter(),
     )
-    return WaitMore(wait if watch.deadline is None else max(min(wait, watch.deadline - now), 0.0))
+    return WaitMore(max(min([wait, *(deadline - now for deadline in clocks.values())]), 0.0))
 
 
-def timed_out(watch: Watch, now: float) -> Failure:
-    """Return the failure for a wait whose time is over."""
+def timed_out(
+    watch: Watch,
+    kind: FailureKind,
+    now: float,
+    *,
+    cancelled: CancelOutcome | None = None,
+    stopped: bool = False,
+) -> Failure:
+    """
+    Return the failure for a wait whose time is over.
+
+    :param kind: ``TIMEOUT`` or ``QUEUE_TIMEOUT``, whichever clock has run out
+    :param cancelled: what the gateway said when it was asked to cancel the job; None if it was not asked
+    :param stopped: the job was seen to have stopped after that
+    """
+    removed = cancelled is CancelOutcome.REMOVED
+    fate = (
+        "It was removed from the queue and will not run."
+        if removed
+        else "It was stopped."
+        if stopped
+        else _ASKED.get(cancelled, "The gateway was asked to cancel it, but it may still run.")
+    )
+    clock = "queue_timeout" if kind is FailureKind.QUEUE_TIMEOUT else "timeout"
     spent = lasting(now - watch.handle.submitted_at)
-    where = {
-        JobState.PENDING: f"it is still in the queue, at position {watch.queue_position}"
-        if watch.queue_position is not None
-        else "it is still in the queue",
-        JobState.RUNNING: "it is running",
-        JobState.SUCCEEDED: "it is completed, but its result could not be had",
-    }.get(watch.state or JobState.UNKNOWN, "where it stands is not known")
+    again = (
+        "a job is submitted anew"
+        if removed or stopped
+        else "the same job is looked at again, if it is still there"
+    )
     return Failure(
-        FailureKind.TIMEOUT,
-        what=f"The wait has timed out {spent} after the submit; {where}.",
-        retry_does="is not made by Airflow after a sensor's time-out; cleared, the wait looks again.",
-        advice="Give the wait more time with timeout=…, or cancel the job if it is not wanted any more.",
-        billed="maybe",
-        may_run=True,
+        kind,
+        what=f"The wait has timed out ({clock}) {spent} after the submit; {_last_seen(watch)}. {fate}",
+        retry_does=f"is not made by Airflow after a time-out. Once the task is cleared, {again}.",
+        advice=f"Give it more time with {clock}=…" + ("." if removed or stopped else ", or cancel it."),
+        billed="no" if removed else "maybe",
+        may_run=not (removed or stopped),
+        transient=removed,
         request_id=watch.handle.request_id,
     )
+
+
+#: What a time-out says of the job, by the answer to the cancellation.
+_ASKED = {
+    None: "It was not cancelled.",
+    CancelOutcome.UNSUPPORTED: "The gateway passes no cancellations on: it may still run.",
+    CancelOutcome.NOT_FOUND: "The gateway does not know the job that it was asked to cancel.",
+    CancelOutcome.ALREADY_COMPLETED: "It was completed just then, but its result could not be had.",
+}
+
+
+def _running_clocks(watch: Watch) -> dict[FailureKind, float]:
+    """Return the deadlines that count now: the one for the queue ends when the job is first seen running."""
+    clocks = {}
+    if watch.queue_deadline is not None and watch.running_since is None and watch.completed_at is None:
+        clocks[FailureKind.QUEUE_TIMEOUT] = watch.queue_deadline
+    if watch.deadline is not None:
+        clocks[FailureKind.TIMEOUT] = watch.deadline
+    return clocks
+
+
+def _end_late(
+    watch: Watch, dialect: Dialect, handle: JobHandle, kind: FailureKind, *, clock: Callable[[], float]
+) -> Flow[RoundEnd]:
+    """End a wait whose time is over; a job that was completed just then is paid for, so its result is taken."""
+    if not watch.cancel_on_timeout:
+        return timed_out(watch, kind, clock())
+    outcome = yield from verbs.cancel(dialect, handle)
+    watch.news.append(
+        f"{_name(watch)}: its time is over; asked to cancel it, the gateway says {outcome.value}."
+    )
+    stopped = False
+    if outcome in (CancelOutcome.REQUESTED, CancelOutcome.UNCLEAR):
+        yield Sleep(CANCEL_GRACE)
+        seen = yield from verbs.look(dialect, handle, logs=False, clock=clock)
+        if isinstance(seen, JobStatus) and seen.finished:
+            watch.completed_at = clock()
+            watch.inference_time = seen.inference_time
+            stopped = seen.state is not JobState.SUCCEEDED
+    if outcome is CancelOutcome.ALREADY_COMPLETED or (watch.completed_at is not None and not stopped):
+        watch.completed_at = watch.completed_at or clock()
+        read = yield from verbs.result(dialect, handle, clock=clock, jitter=lambda: 0.0)
+        if isinstance(read, JobResult):
+            return watch.with_times(read)
+        if isinstance(read, Failure):
+            return read
+        if read.oversized:
+            return FetchElsewhere(handle)
+    return timed_out(watch, kind, clock(), cancelled=outcome, stopped=stopped)
+
+
+def _last_seen(watch: Watch) -> str:
+    if watch.completed_at is not None:
+        return "it is completed, but its result could not be had"
+    if watch.state is JobState.RUNNING:
+        return "it is running"
+    if watch.state is JobState.PENDING:
+        position = "" if watch.queue_position is None else f", at position {watch.queue_position}"
+        return f"it is still in the queue{position}"
+    return "where it stands is not known"
 
 
 def lasting(seconds: float) -> str:
@@ -234,7 +328,10 @@ def _take_unclear(watch: Watch, again: LookAgain, now: float) -> Failure | None:
         watch.path += 1
     if again.bounded:
         watch.unclear += 1
-    return verbs.unclear(watch.handle, again) if watch.unclear >= MAX_UNCLEAR else None
+    if watch.unclear < MAX_UNCLEAR:
+        return None
+    failure = verbs.unclear(watch.handle, again)
+    return failure if watch.completed_at is None else replace(failure, may_run=False)
 
 
 def _take_logs(watch: Watch, lines: tuple[LogLine, ...]) -> None:

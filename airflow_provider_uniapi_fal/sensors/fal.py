@@ -14,21 +14,21 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, A
 
 from airflow_provider_uniapi_fal.exceptions import error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
+from airflow_provider_uniapi_fal.protocol.arguments import seconds, seconds_or_none
 from airflow_provider_uniapi_fal.protocol.cadence import LONGEST
-from airflow_provider_uniapi_fal.protocol.errors import Failure, bad_input
+from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
-from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, RoundEnd, WaitMore, Watch
-from airflow_provider_uniapi_fal.reporting import failure_in_xcom
-from airflow_provider_uniapi_fal.triggers.fal import FalQueueTrigger, result_of
+from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, WaitMore, Watch
+from airflow_provider_uniapi_fal.reporting import failure_in_xcom, summary
+from airflow_provider_uniapi_fal.triggers.fal import (
+    BACKSTOP_SECONDS,
+    RACE_SECONDS,
+    FalQueueTrigger,
+    result_of,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
-
-#: Airflow 3.3 may fail a task that resumes within about six seconds of deferring (apache/airflow #72716).
-RACE_SECONDS = 7.0
-
-#: The trigger ends a wait in time; Airflow's own deferral time-out, which says less, only stands behind it.
-BACKSTOP_SECONDS = 120.0
 
 #: Where a sensor in reschedule mode keeps what it has seen between its pokes.
 PROGRESS_KEY = "uniapi_fal:watch"
@@ -98,12 +98,9 @@ class FalQueueSensor(BaseSensorOperator):
             deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
         if deferrable and self.mode == "reschedule":
             raise ValueError("mode='reschedule' needs deferrable=False")
-        if poke_interval is not None and self.poke_interval <= 0:
-            raise ValueError("poke_interval must be more than 0 seconds, or None for adaptive")
-        if self.timeout <= 0:
-            raise ValueError("timeout must be more than 0 seconds")
-        if defer_after < 0:
-            raise ValueError("defer_after must not be negative")
+        seconds_or_none("poke_interval", poke_interval)
+        seconds("timeout", self.timeout)
+        seconds("defer_after", defer_after, or_zero=True)
         # Templates and XComs are values by the time that execute() looks.
         self.handle: Any = handle
         self.status_url: Any = status_url
@@ -126,20 +123,12 @@ class FalQueueSensor(BaseSensorOperator):
             return super().execute(context)
         with self._skips_as_in_poke_mode(), failure_in_xcom(context):
             watch = self._new_watch(self._started_at)
-            end = self._watch_for(watch, self.defer_after)
+            end = self._hook_of(watch).watch_for(watch, self.defer_after, self._say)
             if not isinstance(end, WaitMore):
                 return self._delivered(watch, end).to_json()
         now = time.time()
         self.defer(
-            trigger=FalQueueTrigger(
-                handle=watch.handle.to_json(),
-                poke_interval=watch.poke_interval,
-                deadline=watch.deadline,
-                logs=watch.logs,
-                progress=watch.progress(),
-                next_look_at=now + end.seconds,
-                hold_until=now + RACE_SECONDS,
-            ),
+            trigger=FalQueueTrigger.of(watch, next_look_at=now + end.seconds, hold_until=now + RACE_SECONDS),
             method_name="execute_complete",
             timeout=timedelta(seconds=self._started_at + self.timeout - now + BACKSTOP_SECONDS),
         )
@@ -148,7 +137,7 @@ class FalQueueSensor(BaseSensorOperator):
         """Take what the trigger brought: return the result as JSON values, or raise what went wrong."""
         with self._skips_as_in_poke_mode(), failure_in_xcom(context):
             result = result_of(event)
-        self.log.info("%s", _summary(result))
+        self._say(summary(result))
         return result.to_json()
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
@@ -159,7 +148,7 @@ class FalQueueSensor(BaseSensorOperator):
     def _poke(self, context: Context) -> bool | PokeReturnValue:
         watch = self._watch or self._watch_of_mode(context)
         self._watch = watch
-        end = self._one_round(watch)
+        end = self._hook_of(watch).watch_for(watch, 0, self._say)
         if isinstance(end, WaitMore):
             # What is left until the deadline may be less than the interval.
             self.poke_interval = end.seconds
@@ -205,30 +194,17 @@ class FalQueueSensor(BaseSensorOperator):
             raise error_of(bad_input(f"handle: {error}.")) from error
         return handle if self.fal_conn_id is None else replace(handle, fal_conn_id=self.fal_conn_id)
 
-    def _watch_for(self, watch: Watch, seconds: float) -> RoundEnd:
-        """Watch from the worker for so many seconds."""
-        until = time.monotonic() + seconds
-        while True:
-            end = self._one_round(watch)
-            if not isinstance(end, WaitMore) or time.monotonic() + end.seconds > until:
-                return end
-            time.sleep(end.seconds)
-
-    def _one_round(self, watch: Watch) -> RoundEnd:
+    def _hook_of(self, watch: Watch) -> FalHook:
         self._hook = self._hook or FalHook(watch.handle.fal_conn_id)
-        end = self._hook.one_round(watch)
-        for line in watch.take_news():
-            self.log.info("%s", line)
-        return end
+        return self._hook
+
+    def _say(self, line: str) -> None:
+        self.log.info("%s", line)
 
     def _delivered(self, watch: Watch, end: RoundEnd) -> JobResult:
-        if isinstance(end, Failure):
-            raise error_of(end.about(watch.handle.request_id))
-        if isinstance(end, FetchElsewhere):
-            end = watch.with_times(FalHook(end.handle.fal_conn_id).result(end.handle))
-        assert isinstance(end, JobResult)  # noqa: S101 - no other way of ending is left
-        self.log.info("%s", _summary(end))
-        return end
+        result = self._hook_of(watch).delivered(watch, end)
+        self._say(summary(result))
+        return result
 
     @contextmanager
     def _skips_as_in_poke_mode(self) -> Iterator[None]:
@@ -240,12 +216,3 @@ class FalQueueSensor(BaseSensorOperator):
             if self.never_fail or (self.soft_fail and hopeless):
                 raise AirflowSkipException(f"Skipped, as soft_fail or never_fail says: {error}") from error
             raise
-
-
-def _summary(result: JobResult) -> str:
-    flagged = sum(file.flagged for file in result.media)
-    note = f" {flagged} of them flagged as unsafe." if flagged else ""
-    return (
-        f"Request {result.handle.request_id} has succeeded: {len(result.media)} media files, queued for "
-        f"{result.seconds_queued} s, running for {result.seconds_running} s.{note}"
-    )

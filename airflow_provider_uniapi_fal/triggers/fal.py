@@ -8,10 +8,12 @@ import time
 from collections.abc import AsyncIterator
 from typing import Any
 
-from airflow.triggers.base import BaseTrigger, TriggerEvent
+from airflow.sdk.execution_time.xcom import XCom
+from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
 from airflow_provider_uniapi_fal.exceptions import FalError, FalProtocolError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import FalHook, watching_round
+from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, RoundEnd, WaitMore, Watch
@@ -21,6 +23,13 @@ MAX_EVENT_BYTES = 256 * 1024
 
 #: A longer reply is not read on the event loop that all triggers share.
 MAX_BODY_BYTES = 1024 * 1024
+
+
+#: Airflow 3.3 may fail a task that resumes within about six seconds of deferring (apache/airflow #72716).
+RACE_SECONDS = 7.0
+
+#: The trigger ends a wait in time; Airflow's own deferral time-out, which says less, only stands behind it.
+BACKSTOP_SECONDS = 120.0
 
 
 class FalQueueEvent(TriggerEvent):
@@ -48,6 +57,10 @@ class FalQueueTrigger(BaseTrigger):
     :param handle: the job, as JSON values
     :param poke_interval: seconds between looks, or None for adaptive
     :param deadline: seconds since the epoch at which the wait ends, or None
+    :param queue_deadline: seconds since the epoch by which the job must have started, or None
+    :param cancel_on_timeout: ask the gateway to cancel the job when its time is over
+    :param cancel_on_kill: ask the gateway to cancel the job when the task is cleared or marked by a user
+    :param end_from_trigger: end the task here if the job succeeds, without a worker
     :param logs: bring the model's log lines into the task's log
     :param progress: what the worker saw of the job before it deferred
     :param next_look_at: seconds since the epoch before which there is no look
@@ -61,6 +74,10 @@ class FalQueueTrigger(BaseTrigger):
         handle: dict[str, Any],
         poke_interval: float | None = None,
         deadline: float | None = None,
+        queue_deadline: float | None = None,
+        cancel_on_timeout: bool = False,
+        cancel_on_kill: bool = False,
+        end_from_trigger: bool = False,
         logs: bool = True,
         progress: dict[str, Any] | None = None,
         next_look_at: float = 0.0,
@@ -70,10 +87,40 @@ class FalQueueTrigger(BaseTrigger):
         self.handle = handle
         self.poke_interval = poke_interval
         self.deadline = deadline
+        self.queue_deadline = queue_deadline
+        self.cancel_on_timeout = cancel_on_timeout
+        self.cancel_on_kill = cancel_on_kill
+        self.end_from_trigger = end_from_trigger
         self.logs = logs
         self.progress = progress or {}
         self.next_look_at = next_look_at
         self.hold_until = hold_until
+        self._fired = False
+
+    @classmethod
+    def of(
+        cls,
+        watch: Watch,
+        *,
+        next_look_at: float,
+        hold_until: float,
+        cancel_on_kill: bool = False,
+        end_from_trigger: bool = False,
+    ) -> FalQueueTrigger:
+        """Return the trigger that goes on with a wait that a worker began."""
+        return cls(
+            handle=watch.handle.to_json(),
+            poke_interval=watch.poke_interval,
+            deadline=watch.deadline,
+            queue_deadline=watch.queue_deadline,
+            cancel_on_timeout=watch.cancel_on_timeout,
+            cancel_on_kill=cancel_on_kill,
+            end_from_trigger=end_from_trigger,
+            logs=watch.logs,
+            progress=watch.progress(),
+            next_look_at=next_look_at,
+            hold_until=hold_until,
+        )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
         """Return the class path and the arguments, for Airflow's database."""
@@ -83,6 +130,10 @@ class FalQueueTrigger(BaseTrigger):
                 "handle": self.handle,
                 "poke_interval": self.poke_interval,
                 "deadline": self.deadline,
+                "queue_deadline": self.queue_deadline,
+                "cancel_on_timeout": self.cancel_on_timeout,
+                "cancel_on_kill": self.cancel_on_kill,
+                "end_from_trigger": self.end_from_trigger,
                 "logs": self.logs,
                 "progress": self.progress,
                 "next_look_at": self.next_look_at,
@@ -95,6 +146,8 @@ class FalQueueTrigger(BaseTrigger):
         watch = Watch(
             JobHandle.from_json(self.handle),
             deadline=self.deadline,
+            queue_deadline=self.queue_deadline,
+            cancel_on_timeout=self.cancel_on_timeout,
             poke_interval=self.poke_interval,
             logs=self.logs,
         )
@@ -103,9 +156,54 @@ class FalQueueTrigger(BaseTrigger):
             await _until(self.next_look_at)
             end = await self._watch(watch)
         except FalError as error:
-            end = error.failure.about(watch.handle.request_id)
+            end = error.failure.while_waiting(watch.handle.request_id)
         await _until(self.hold_until)
-        yield FalQueueEvent(event_of(watch, end))
+        event = event_of(watch, end)
+        if self.end_from_trigger and "result" in event:
+            # TaskSuccessEvent(xcoms=…) would encode the value twice.
+            try:
+                await asyncio.to_thread(self._push_result, event["result"])
+            except Exception:
+                self.log.exception("The result could not be written here; a worker will do it.")
+            else:
+                self._fired = True
+                yield TaskSuccessEvent()
+                return
+        self._fired = True
+        yield FalQueueEvent(event)
+
+    async def on_kill(self) -> None:
+        """
+        Cancel the job if a user cleared or marked the task, and only then.
+
+        Airflow calls this also when a stalled triggerer has lost its triggers to another one, which goes on
+        waiting: the task is still deferred then, and the job is left alone. The work is done in a thread, which
+        outlives the second cancellation that Airflow sends after about a second.
+        """
+        if self.cancel_on_kill and not self._fired:
+            await asyncio.to_thread(self._cancel_unless_deferred)
+
+    def _cancel_unless_deferred(self) -> None:
+        handle = JobHandle.from_json(self.handle)
+        states = states_of(self.task_instance)
+        if not killed_by_user(states):
+            self.log.info("Request %s is not cancelled: the task's states are %s.", handle.request_id, states)
+            return
+        outcome = FalHook(handle.fal_conn_id).cancel(handle)
+        self.log.info(
+            "Request %s: asked to cancel it, the gateway says %s.", handle.request_id, outcome.value
+        )
+
+    def _push_result(self, result: dict[str, Any]) -> None:
+        ti: Any = self.task_instance
+        XCom.set(
+            key="return_value",
+            value=result,
+            dag_id=ti.dag_id,
+            task_id=ti.task_id,
+            run_id=ti.run_id,
+            map_index=ti.map_index,
+        )
 
     async def _watch(self, watch: Watch) -> RoundEnd:
         hook = FalHook(watch.handle.fal_conn_id)

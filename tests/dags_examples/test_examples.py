@@ -27,6 +27,7 @@ TASKS = {
         "account",
     },
     "one_picture": {"submit", "wait", "land"},
+    "one_task": {"generate", "land"},
 }
 
 

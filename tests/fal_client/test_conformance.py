@@ -8,6 +8,7 @@ understands is the queue's language. And it is the measure for what this provide
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import subprocess
@@ -17,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from airflow_provider_uniapi_fal.emulator.running import Emulator, running_emulator
+from airflow_provider_uniapi_fal.exceptions import FalSubmitOutcomeUnknown
+from airflow_provider_uniapi_fal.hooks.fal import FalHook
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -210,10 +213,22 @@ def test_one_lost_reply_is_paid_for_twice_as_installed() -> None:
 
 
 @pytest.mark.timeout(150)
-def test_ten_lost_replies_are_ten_accepted_posts_as_installed_and_waiting() -> None:
-    """Nothing is shortened here: its async client waits 13 to 37 s in all."""
+def test_the_same_lost_reply_is_ten_posts_of_fal_client_and_one_of_this_provider(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Side by side, nothing shortened: fal-client's async client waits 13 to 37 s in all, ours not at all."""
     with running_emulator(**AS_FAL, faults=["lost-reply"]) as emulator:
         said = fal_client(emulator, LOST, timeout=120)
         assert said["error"] in ("RemoteProtocolError", "ReadError")
         assert emulator.account()["totals"]["posts_accepted"] == 10
         assert said["seconds"] > 13
+
+        connection = {"conn_type": "uniapi_fal", "host": emulator.url, "password": "any-key"}
+        extra = {"extra": {"ca_bundle": str(emulator.ca_file)}}
+        monkeypatch.setenv("AIRFLOW_CONN_FAL_DEFAULT", json.dumps({**connection, **extra}))
+        with pytest.raises(FalSubmitOutcomeUnknown):
+            FalHook().submit(MODEL, ARGUMENTS)
+        assert emulator.account()["totals"]["posts_accepted"] == 11
+        with pytest.raises(FalSubmitOutcomeUnknown):
+            asyncio.run(FalHook().asubmit(MODEL, ARGUMENTS))
+        assert emulator.account()["totals"]["posts_accepted"] == 12

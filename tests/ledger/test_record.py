@@ -18,6 +18,7 @@ from airflow_provider_uniapi_fal.ledger.record import (
     JobRecord,
     Phase,
     decide,
+    ends_the_job,
     fingerprint,
     was_cleared,
 )
@@ -41,7 +42,7 @@ def record(phase: Phase, **changes: Any) -> JobRecord:
         "max_tries": 2,
         "written_at": 1.0,
         "handle": HANDLE if with_handle else None,
-        "failure": REFUSAL if phase is Phase.REFUSED else None,
+        "failure": REFUSAL if phase is Phase.ENDED else None,
     }
     return JobRecord(**{**values, **changes})
 
@@ -83,7 +84,7 @@ def test_nothing_is_submitted_while_a_job_may_live_unless_a_policy_word_says_so(
         phase, cleared, state, asked, on_unknown_submit, on_changed_arguments, _ = cell
         may_live = {
             None: False,
-            Phase.REFUSED: False,
+            Phase.ENDED: False,
             Phase.INTENT: True,
         }.get(phase, not (cleared and state in ENDED))
         allowed = {
@@ -121,7 +122,7 @@ def test_each_row_of_the_design_decides_as_it_says() -> None:
             wanted = Do.SUBMIT
         elif phase is Phase.INTENT:
             wanted = {"fail": Do.FAIL_UNKNOWN, "resubmit": Do.SUBMIT}[on_unknown_submit]
-        elif phase is Phase.REFUSED:
+        elif phase is Phase.ENDED:
             wanted = Do.SUBMIT if cleared else Do.FAIL_AGAIN
         elif cleared and (
             state in (JobState.FAILED, JobState.CANCELLED)
@@ -135,6 +136,64 @@ def test_each_row_of_the_design_decides_as_it_says() -> None:
         else:
             wanted = Do.REATTACH
         assert got is wanted, where(cell)
+
+
+def ended(**changes: Any) -> Failure:
+    values: dict[str, Any] = {"kind": FailureKind.JOB_FAILED, "what": "No.", "retry_does": "fails."}
+    return Failure(**{**values, "request_id": "req-1", **changes})
+
+
+def test_an_ended_job_is_made_again_only_if_it_cannot_run_and_was_not_billed_or_after_a_clear() -> None:
+    cells = itertools.product(
+        FailureKind,
+        (None, HANDLE),
+        *[(False, True)] * 3,
+        (None, *JobState),
+        ("asked", "other"),
+        ON_CHANGED_ARGUMENTS,
+        ON_CLEAR,
+    )
+    for cell in cells:
+        kind, job, may_run, transient, cleared, state, asked, on_changed_arguments, on_clear = cell
+        failure = ended(kind=kind, may_run=may_run, transient=transient)
+        got = decide(
+            record(Phase.ENDED, handle=job, failure=failure),
+            asked=asked,
+            cleared=cleared,
+            state=state,
+            on_changed_arguments=on_changed_arguments,
+            on_clear=on_clear,
+        )
+        given_up = cleared and kind is FailureKind.RESULT_EXPIRED
+        if job is None or not may_run or given_up:
+            wanted = Do.SUBMIT if cleared or transient else Do.FAIL_AGAIN
+        elif cleared and state in (JobState.FAILED, JobState.CANCELLED):
+            wanted = Do.SUBMIT
+        elif asked == "other":
+            wanted = {"reattach": Do.REATTACH, "fail": Do.FAIL_CHANGED, "resubmit": Do.SUBMIT}[
+                on_changed_arguments
+            ]
+        else:
+            wanted = Do.REATTACH
+        assert got.do is wanted, where(cell)
+        assert got.handle == (HANDLE if wanted is Do.REATTACH else None), where(cell)
+
+
+ENDINGS = {
+    "content_refused",
+    "input",
+    "job_cancelled",
+    "job_failed",
+    "queue_timeout",
+    "result_expired",
+    "timeout",
+}
+
+
+@pytest.mark.parametrize("kind", FailureKind)
+def test_only_what_is_known_of_the_job_itself_ends_it(kind: FailureKind) -> None:
+    assert ends_the_job(ended(kind=kind)) is (kind.value in ENDINGS)
+    assert not ends_the_job(ended(kind=kind, request_id=None))
 
 
 def test_what_re_attaches_names_the_job_and_nothing_else_does() -> None:
@@ -184,13 +243,15 @@ FAILURES = st.builds(
 def records(draw: st.DrawFn) -> JobRecord:
     phase = draw(st.sampled_from(Phase))
     with_handle = phase in (Phase.SUBMITTED, Phase.DELIVERED)
+    if phase is Phase.ENDED:
+        with_handle = draw(st.booleans())
     return JobRecord(
         phase,
         draw(TEXTS),
         draw(st.integers(0, 1000)),
         draw(SECONDS),
         draw(HANDLES) if with_handle else None,
-        draw(FAILURES) if phase is Phase.REFUSED else None,
+        draw(FAILURES) if phase is Phase.ENDED else None,
     )
 
 
@@ -226,7 +287,7 @@ def test_a_damaged_record_is_read_as_a_record_or_raises_a_value_error(
         (Phase.SUBMITTED, {"handle": None}),
         (Phase.DELIVERED, {"handle": None}),
         (Phase.INTENT, {"handle": HANDLE}),
-        (Phase.REFUSED, {"failure": None}),
+        (Phase.ENDED, {"failure": None}),
         (Phase.SUBMITTED, {"failure": REFUSAL}),
     ],
 )

@@ -14,6 +14,7 @@ from airflow_provider_uniapi_fal.protocol import watching
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobResult, JobState
 from airflow_provider_uniapi_fal.protocol.messages import HttpReply, ReplyLost, Sent
+from airflow_provider_uniapi_fal.protocol.retrying import MAX_READ_ATTEMPTS as READS
 from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, WaitMore, Watch, lasting
 from tests.protocol.values import DIALECT, HANDLE, NOW, Conversation, failure, handle, reply
 
@@ -49,9 +50,9 @@ class Wait:
         """Make one round; with ``process`` first move to another process, the way a rescheduled sensor does."""
         if process:
             kept = json.loads(json.dumps(self.watch.progress(), allow_nan=False))
-            self.watch = Watch(
-                self.watch.handle, self.watch.deadline, self.watch.poke_interval, self.watch.logs
-            )
+            names = ("deadline", "queue_deadline", "cancel_on_timeout", "poke_interval", "logs")
+            settings: Any = {name: getattr(self.watch, name) for name in names}
+            self.watch = Watch(self.watch.handle, **settings)
             self.watch.resume(kept)
         talk = Conversation(answers, now=self.now)
         end = talk.run(watching.one_round(self.watch, DIALECT, clock=talk.clock, jitter=lambda: 0.5))
@@ -260,6 +261,107 @@ def test_a_time_out_says_where_the_job_stood(answer: HttpReply, says: str) -> No
 )
 def test_durations_are_in_words(seconds: float, words: str) -> None:
     assert lasting(seconds) == words
+
+
+def test_the_clock_of_the_queue_ends_a_wait_first_and_stops_when_the_job_runs() -> None:
+    queueing = Wait(Watch(HANDLE, deadline=NOW + 30, queue_deadline=NOW + 12, poke_interval=10.0))
+    assert [queueing.waits(queued(4)), queueing.waits(queued(4))] == [10.0, 2.0]
+    found = failure(queueing.round(queued(4)))
+    assert found.kind is FailureKind.QUEUE_TIMEOUT
+    assert "(queue_timeout) 12 seconds after the submit" in found.what
+    started = Wait(Watch(HANDLE, deadline=NOW + 25, queue_deadline=NOW + 12, poke_interval=10.0))
+    waits = [started.waits(running(), process=True), started.waits(queued(4), process=True)]
+    assert [*waits, started.waits(queued(4), process=True)] == [10.0, 10.0, 5.0]
+    assert failure(started.round(queued(4), process=True)).kind is FailureKind.TIMEOUT
+
+
+def test_both_clocks_at_once_are_told_as_the_one_of_the_queue() -> None:
+    wait = Wait(Watch(HANDLE, deadline=NOW, queue_deadline=NOW))
+    assert failure(wait.round(queued())).kind is FailureKind.QUEUE_TIMEOUT
+
+
+def test_a_job_that_is_completed_has_left_the_queue() -> None:
+    wait = Wait(Watch(HANDLE, queue_deadline=NOW - 1))
+    wait.waits(DONE, reply(b"<html>", 502))
+    assert isinstance(wait.round(PICTURE), JobResult)
+
+
+REMOVED = reply({"status": "OK"})
+REQUESTED = reply({"status": "CANCELLATION_REQUESTED"}, 202)
+COMPLETED = reply({"status": "ALREADY_COMPLETED"}, 400)
+REFUSED = reply({"detail": "Method Not Allowed"}, 405)
+UNKNOWN = reply({"status": "NOT_FOUND"}, 404)
+STOPPED = reply({"status": "COMPLETED", "error": "x", "error_type": "client_cancelled"})
+
+
+@pytest.mark.parametrize("kind", [FailureKind.QUEUE_TIMEOUT, FailureKind.TIMEOUT])
+@pytest.mark.parametrize(
+    ("answers", "says", "billed", "may_run", "grace"),
+    [
+        ([REMOVED], "removed from the queue and will not run", "no", False, False),
+        ([REQUESTED, STOPPED], "It was stopped", "maybe", False, True),
+        ([REQUESTED, running()], "asked to cancel it, but it may still run", "maybe", True, True),
+        ([REQUESTED, reply({}, 401)], "asked to cancel it, but it may still run", "maybe", True, True),
+        ([REQUESTED, ReplyLost("reset")], "asked to cancel it, but it may still run", "maybe", True, True),
+        ([ReplyLost("reset"), STOPPED], "It was stopped", "maybe", False, True),
+        ([reply({}, 401), running()], "asked to cancel it, but it may still run", "maybe", True, True),
+        ([REFUSED], "passes no cancellations on", "maybe", True, False),
+        ([UNKNOWN], "does not know the job", "maybe", True, False),
+    ],
+)
+def test_a_time_out_tells_the_fate_of_a_job_that_was_to_be_cancelled(
+    kind: FailureKind, answers: list[Sent], says: str, billed: str, may_run: bool, grace: bool
+) -> None:
+    clocks: dict[str, Any] = {"queue_deadline" if kind is FailureKind.QUEUE_TIMEOUT else "deadline": NOW}
+    watch = Watch(HANDLE, cancel_on_timeout=True, **clocks)
+    talk = Conversation([queued(4), *answers])
+    found = failure(talk.run(watching.one_round(watch, DIALECT, clock=talk.clock, jitter=lambda: 0.5)))
+    assert len(talk.sent) == 1 + len(answers)
+    assert (talk.sent[1].method, talk.sent[1].path) == ("PUT", HANDLE.cancel_path)
+    assert talk.slept == ([watching.CANCEL_GRACE] if grace else [])
+    assert (found.kind, found.billed, found.may_run) == (kind, billed, may_run)
+    assert says in found.what
+    # Only what can be submitted again without paying twice is called transient.
+    assert found.transient is (answers[0] is REMOVED)
+    assert ("a job is submitted anew" in found.retry_does) is not may_run
+    [told] = [line for line in watch.take_news() if "asked to cancel it" in line]
+    assert "r-1" in told
+
+
+@pytest.mark.parametrize(
+    "answers",
+    [
+        [COMPLETED, PICTURE],
+        [COMPLETED, ReplyLost("reset"), PICTURE],
+        [COMPLETED, GONE, PICTURE],
+        [REQUESTED, DONE, PICTURE],
+    ],
+)
+def test_a_job_that_was_completed_at_its_time_out_is_paid_for_and_its_result_is_taken(
+    answers: list[Sent],
+) -> None:
+    wait = Wait(Watch(HANDLE, queue_deadline=NOW, cancel_on_timeout=True))
+    assert isinstance(wait.round(queued(), *answers), JobResult)
+
+
+def test_what_such_a_result_says_is_told_as_it_is() -> None:
+    late: dict[str, Any] = {"deadline": NOW, "cancel_on_timeout": True}
+    refusal = reply({"detail": [{"msg": "m", "type": "content_policy_violation"}]}, 422)
+    refused = failure(Wait(Watch(HANDLE, **late)).round(running(), COMPLETED, refusal))
+    assert refused.kind is FailureKind.CONTENT_REFUSED
+    assert isinstance(Wait(Watch(HANDLE, **late)).round(running(), COMPLETED, OVERSIZED), FetchElsewhere)
+    lost = failure(Wait(Watch(HANDLE, **late)).round(running(), COMPLETED, *[reply(b"<html>", 502)] * READS))
+    assert (lost.kind, lost.may_run, lost.transient) == (FailureKind.TIMEOUT, True, False)
+    assert "its result could not be had" in lost.what
+
+
+@pytest.mark.parametrize("clock", ["deadline", "queue_deadline"])
+def test_nothing_is_cancelled_unasked(clock: str) -> None:
+    wait = Wait(Watch(HANDLE, **{clock: NOW}))  # type: ignore[arg-type]
+    found = failure(wait.round(queued()))
+    assert wait.paths == [HANDLE.status_path]
+    assert found.what.endswith("It was not cancelled.")
+    assert "looked at again" in found.retry_does
 
 
 # --- answers without meaning --------------------------------------------------------------------------------

@@ -1,22 +1,19 @@
 from __future__ import annotations
 
-import asyncio
 import json
 import time
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.sdk._shared.module_loading import import_string
 from airflow.sdk.exceptions import (
     AirflowRescheduleException,
     AirflowSensorTimeout,
     AirflowSkipException,
     TaskDeferred,
 )
-from airflow.sdk.serde import deserialize, serialize
 
 from airflow_provider_uniapi_fal.exceptions import (
     FalContentRefused,
@@ -31,7 +28,19 @@ from airflow_provider_uniapi_fal.sensors import fal as sensors
 from airflow_provider_uniapi_fal.sensors.fal import FalQueueSensor
 from airflow_provider_uniapi_fal.transport import blocking
 from airflow_provider_uniapi_fal.triggers import fal as triggers
-from tests.fakes import ARGUMENTS, KEY, MODEL, PROMPT, Start, Task, as_json, calls, handle, set_connection
+from tests.fakes import (
+    ARGUMENTS,
+    KEY,
+    MODEL,
+    PROMPT,
+    Start,
+    Task,
+    as_json,
+    calls,
+    fired,
+    handle,
+    set_connection,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.job import JobHandle
@@ -84,20 +93,6 @@ def wait(mode: dict[str, Any]) -> Wait:
         return sensor().resume_execution(deferral.method_name, {"event": fired(deferral)}, task.context)
 
     return run
-
-
-def fired(deferral: TaskDeferred) -> Any:
-    """Return the event of a deferral's trigger; both go through the database."""
-    path, kwargs = cast("Any", deferral.trigger).serialize()
-    assert KEY not in json.dumps(kwargs)
-    assert PROMPT not in json.dumps(kwargs)
-    restored = import_string(path)(**cast("Any", deserialize(as_json(serialize(kwargs)))))
-
-    async def run() -> list[Any]:
-        return [event.payload async for event in restored.run()]
-
-    [payload] = asyncio.run(run())
-    return deserialize(as_json(serialize(payload)))
 
 
 def submitted(**arguments: Any) -> JobHandle:

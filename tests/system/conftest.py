@@ -49,7 +49,11 @@ def airflow(
         environment=environment,
         parallelism=6,
         # Unpausing a DAG must not start the run of last night.
-        config={"scheduler": {"use_job_schedule": False}},
+        config={
+            "scheduler": {"use_job_schedule": False},
+            # A dead triggerer is noticed sooner than by default.
+            "triggerer": {"triggerer_health_check_threshold": 10},
+        },
     ) as airflow:
         yield airflow
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import av
 import pytest
 from PIL import Image
 
@@ -32,3 +33,14 @@ def test_the_readmes_dag_lands_its_picture(airflow: LocalAirflow, emulator: Emul
         url = airflow.xcom("one_picture", run_id, "submit", key=key)
         assert url.startswith(f"{emulator.url}/fal-ai/")
         assert url.endswith(ending)
+
+
+def test_the_one_task_example_lands_its_video(
+    airflow: LocalAirflow, emulator: Emulator, tmp_path: Path
+) -> None:
+    airflow.wait_for_dag("one_task")
+    run_id = airflow.trigger("one_task", conf={"destination": f"file://{tmp_path}"})
+    assert airflow.wait_for_run("one_task", run_id, 120) == "success"
+    (video,) = tmp_path.iterdir()
+    with av.open(str(video)) as container:
+        assert sum(1 for _ in container.decode(video=0)) > 1

@@ -3,15 +3,19 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import threading
 import time
 from collections.abc import Coroutine
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from airflow.sdk._shared.module_loading import import_string
+from airflow.sdk.execution_time.xcom import XCom
 from airflow.sdk.serde import deserialize, serialize
+from airflow.triggers.base import TaskSuccessEvent
 
 from airflow_provider_uniapi_fal.exceptions import (
     FalAuthError,
@@ -21,6 +25,7 @@ from airflow_provider_uniapi_fal.exceptions import (
     FalJobCancelled,
     FalJobFailed,
     FalProtocolError,
+    FalQueueTimeout,
     FalResultExpired,
     FalTimeout,
 )
@@ -47,6 +52,8 @@ from tests.fakes import (
 
 if TYPE_CHECKING:
     from airflow.triggers.base import TriggerEvent
+
+    from airflow_provider_uniapi_fal.emulator.running import Emulator
 
 FIXTURES = Path(__file__).parent / "fixtures"
 PICTURE = {"images": [{"url": "https://example.com/a.png"}]}
@@ -82,6 +89,10 @@ def test_it_is_restored_from_the_database_as_it_was() -> None:
         handle(),
         poke_interval=None,
         deadline=99.5,
+        queue_deadline=88.5,
+        cancel_on_timeout=True,
+        cancel_on_kill=True,
+        end_from_trigger=True,
         logs=False,
         progress={"state": "pending", "seen_lines": ["a"]},
         next_look_at=1.0,
@@ -200,7 +211,7 @@ def fixture(name: str) -> Any:
 def test_the_kwargs_and_events_of_version_1_are_still_written(start: Start) -> None:
     path, kwargs = trigger(handle()).serialize()
     assert path == fixture("kwargs_v1.json")["classpath"]
-    assert set(kwargs) == set(fixture("kwargs_v1.json")["kwargs"])
+    assert set(kwargs) >= set(fixture("kwargs_v1.json")["kwargs"])
     start(failure="refused")
     assert set(fired(trigger(submitted()))) == set(fixture("event_failure_v1.json"))
 
@@ -454,3 +465,163 @@ def test_a_job_that_the_gateway_does_not_know_is_given_up(start: Start) -> None:
     start()
     with pytest.raises(FalResultExpired, match="may have been billed"):
         result_of(fired(trigger(handle(), poke_interval=0.01)))
+
+
+# --- kills --------------------------------------------------------------------------------------------------
+
+
+def cancels(emulator: Emulator) -> int:
+    return len(calls(emulator, "cancel"))
+
+
+@pytest.mark.parametrize(
+    ("states", "count"),
+    [({"deferred"}, 0), (set(), 0), ({"failed"}, 1), ({"success"}, 1), ({"none"}, 1), ({"scheduled"}, 1)],
+)
+def test_a_kill_cancels_the_job_once_and_only_if_a_user_has_killed_the_task(
+    start: Start, monkeypatch: pytest.MonkeyPatch, states: set[str], count: int
+) -> None:
+    asked: list[Any] = []
+
+    def states_of(ti: Any) -> set[str]:
+        asked.append(ti)
+        return states
+
+    monkeypatch.setattr(triggers, "states_of", states_of)
+    emulator = start(run_seconds=60.0)
+    watching = trigger(submitted(), cancel_on_kill=True)
+    task: Any = SimpleNamespace(dag_id="d", task_id="t", run_id="r", map_index=-1)
+    watching.task_instance = task
+    asyncio.run(watching.on_kill())
+    assert asked == [task]
+    assert cancels(emulator) == count
+
+
+def test_a_kill_cancels_nothing_unless_told_to(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triggers, "states_of", lambda ti: {"failed"})
+    emulator = start(run_seconds=60.0)
+    asyncio.run(trigger(submitted()).on_kill())
+    assert cancels(emulator) == 0
+
+
+@pytest.mark.parametrize("settings", [{}, {"failure": "refused"}, {"end_from_trigger": True}])
+def test_a_kill_after_the_event_cancels_nothing(
+    start: Start, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(triggers, "states_of", lambda ti: {"failed"})
+    monkeypatch.setattr(FalQueueTrigger, "_push_result", lambda self, result: None)
+    ends = {"end_from_trigger": settings.pop("end_from_trigger", False)}
+    emulator = start(**settings)
+    watching = trigger(submitted(), cancel_on_kill=True, **ends)
+
+    async def at_the_event() -> None:
+        async for _ in watching.run():
+            # Airflow may cancel the trigger here, before it has gone on from its event.
+            await watching.on_kill()
+
+    asyncio.run(at_the_event())
+    assert cancels(emulator) == 0
+
+
+def test_a_cancel_outlives_the_second_cancellation_that_airflow_sends(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, answers = threading.Event(), threading.Event()
+
+    def states_of(ti: Any) -> set[str]:
+        asked.set()
+        answers.wait(10)
+        return {"failed"}
+
+    monkeypatch.setattr(triggers, "states_of", states_of)
+    emulator = start(run_seconds=60.0)
+    watching = trigger(submitted(), cancel_on_kill=True)
+
+    async def killed() -> None:
+        killing = asyncio.ensure_future(watching.on_kill())
+        await asyncio.to_thread(asked.wait, 10)
+        killing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await killing
+        assert cancels(emulator) == 0
+        answers.set()
+        await asyncio.to_thread(wait_until, lambda: cancels(emulator) == 1)
+
+    try:
+        asyncio.run(killed())
+    finally:
+        answers.set()
+
+
+def test_a_time_out_in_the_triggerer_cancels_the_job_and_says_so(start: Start) -> None:
+    emulator = start(stuck=True)
+    late = trigger(submitted(), queue_deadline=time.time() + 0.2, cancel_on_timeout=True)
+    with pytest.raises(FalQueueTimeout, match="was removed from the queue and will not run"):
+        result_of(fired(as_airflow_restores_it(late)))
+    assert cancels(emulator) == 1
+
+
+# --- ending in the trigger ----------------------------------------------------------------------------------
+
+
+def test_a_success_can_end_the_task_in_the_trigger_with_its_result_written_once(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[dict[str, Any]] = []
+    monkeypatch.setattr(FalQueueTrigger, "_push_result", lambda self, result: written.append(result))
+    start(run_seconds=0.2)
+    job = submitted()
+    [event] = asyncio.run(events(trigger(job, end_from_trigger=True)))
+    assert type(event) is TaskSuccessEvent
+    assert not event.xcoms  # Airflow would encode it a second time
+    [result] = written
+    assert JobResult.from_json(result).handle == job
+
+
+def test_the_result_is_written_where_the_operator_would_have_returned_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[dict[str, Any]] = []
+    monkeypatch.setattr(XCom, "set", lambda **values: written.append(values))
+    watching = trigger(handle(), end_from_trigger=True)
+    task: Any = SimpleNamespace(dag_id="d", task_id="t", run_id="r", map_index=3)
+    watching.task_instance = task
+    watching._push_result({"media": []})
+    assert written == [
+        {
+            "key": "return_value",
+            "value": {"media": []},
+            "dag_id": "d",
+            "task_id": "t",
+            "run_id": "r",
+            "map_index": 3,
+        }
+    ]
+
+
+@pytest.mark.parametrize("ends", ["failure", "time-out", "too long"])
+def test_everything_but_a_success_in_hand_still_resumes_the_worker(
+    start: Start, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    written: list[dict[str, Any]] = []
+    monkeypatch.setattr(FalQueueTrigger, "_push_result", lambda self, result: written.append(result))
+    if ends == "too long":
+        monkeypatch.setattr(triggers, "MAX_EVENT_BYTES", 100)
+    start(failure="refused" if ends == "failure" else "none", stuck=ends == "time-out")
+    watching = trigger(submitted(), end_from_trigger=True, deadline=time.time() + 0.3)
+    [event] = asyncio.run(events(watching))
+    assert type(event) is triggers.FalQueueEvent
+    assert ("failure" in event.payload) is (ends != "too long")
+    assert written == []
+
+
+def test_a_connection_that_breaks_while_the_job_runs_leaves_the_job_in_doubt(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start(run_seconds=60.0)
+    job = submitted()
+    set_connection(monkeypatch, emulator.url, connect_timeout="soon")
+    with pytest.raises(FalInputError, match="connect_timeout") as raised:
+        result_of(fired(trigger(job)))
+    assert (raised.value.billed, raised.value.may_run) == ("maybe", True)
+    assert raised.value.failure.request_id == job.request_id

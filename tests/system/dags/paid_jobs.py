@@ -8,9 +8,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import dag
+from airflow.sdk import DAG, dag, task
 
-from airflow_provider_uniapi_fal.operators.fal import FalSubmitOperator
+from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator, FalSubmitOperator
 from airflow_provider_uniapi_fal.sensors.fal import FalQueueSensor
 
 if TYPE_CHECKING:
@@ -48,5 +48,24 @@ def one_job() -> None:
     submit >> FalQueueSensor(task_id="by_url", status_url=status_url, timeout=120)
 
 
+@task
+def first_file(result: dict[str, Any]) -> str:
+    return str(result["media"][0]["where"])
+
+
+def generating(dag_id: str, **options: Any) -> None:
+    with DAG(dag_id, schedule=None, params={"prompt": ""}, default_args=RETRIES):
+        made = FalGenerateOperator(
+            task_id="generate", model="flux/dev", arguments=ARGUMENTS, timeout=120, **options
+        )
+        first_file(made.output)
+
+
 killed_after_the_post()
 one_job()
+for name, options in {
+    "generate_blocking": {"deferrable": False},
+    "generate_deferred": {"defer_after": 0},
+    "generate_ended_in_the_trigger": {"defer_after": 0, "end_from_trigger": True},
+}.items():
+    generating(name, **options)

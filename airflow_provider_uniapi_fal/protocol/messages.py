@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 JsonObject: TypeAlias = dict[str, Any]
 
@@ -98,6 +98,21 @@ T = TypeVar("T")
 
 #: A conversation with the gateway, written once: a blocking and a non-blocking driver both run it.
 Flow: TypeAlias = Generator["Send | Sleep", "Sent | None", T]
+
+
+@dataclass(frozen=True)
+class Done(Generic[T]):
+    """The end of a flow, with what it returns."""
+
+    value: T
+
+
+def advance(flow: Flow[T], answer: Sent | None) -> Send | Sleep | Done[T]:
+    """Give a flow what it waits for, and return what it wants next."""
+    try:
+        return flow.send(answer)
+    except StopIteration as end:
+        return Done(end.value)
 
 
 @dataclass(frozen=True)

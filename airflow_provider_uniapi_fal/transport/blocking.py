@@ -17,12 +17,14 @@ import requests.adapters
 import urllib3.exceptions
 
 from airflow_provider_uniapi_fal.protocol.messages import (
+    Done,
     Flow,
     HttpRequest,
     NotSent,
     ReplyLost,
     Send,
     Sent,
+    advance,
 )
 from airflow_provider_uniapi_fal.transport.settings import (
     MAX_BODY,
@@ -73,18 +75,14 @@ class BlockingTransport:
     def run(self, flow: Flow[T]) -> T:
         """Run a conversation to its end and return what it returns."""
         with _Session() as session:
-            answer: Sent | None = None
-            while True:
-                try:
-                    effect = flow.send(answer)
-                except StopIteration as end:
-                    value: T = end.value
-                    return value
+            effect = advance(flow, None)
+            while not isinstance(effect, Done):
                 if isinstance(effect, Send):
-                    answer = self._send(session, effect.request)
+                    effect = advance(flow, self._send(session, effect.request))
                 else:
-                    answer = None
                     time.sleep(effect.seconds)
+                    effect = advance(flow, None)
+            return effect.value
 
     def _send(self, session: requests.Session, request: HttpRequest) -> Sent:
         url = self.account.url(request.family, request.path)

@@ -13,12 +13,14 @@ from typing import TYPE_CHECKING, TypeVar
 import aiohttp
 
 from airflow_provider_uniapi_fal.protocol.messages import (
+    Done,
     Flow,
     HttpRequest,
     NotSent,
     ReplyLost,
     Send,
     Sent,
+    advance,
 )
 from airflow_provider_uniapi_fal.transport.settings import (
     MAX_BODY,
@@ -57,18 +59,14 @@ class NonblockingTransport:
 
     async def run(self, flow: Flow[T]) -> T:
         """Run a conversation to its end and return what it returns."""
-        answer: Sent | None = None
-        while True:
-            try:
-                effect = flow.send(answer)
-            except StopIteration as end:
-                value: T = end.value
-                return value
+        effect = advance(flow, None)
+        while not isinstance(effect, Done):
             if isinstance(effect, Send):
-                answer = await self._send(effect.request)
+                effect = advance(flow, await self._send(effect.request))
             else:
-                answer = None
                 await asyncio.sleep(effect.seconds)
+                effect = advance(flow, None)
+        return effect.value
 
     async def close(self) -> None:
         """Close the pool; the transport opens a new one when it is used again."""

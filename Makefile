@@ -15,7 +15,7 @@ PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-
 	--progress-bar off -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint constraints clean
+.PHONY: help demo test long chaos lint constraints clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -23,8 +23,14 @@ help: ## Say what each target does
 demo: $(INSTALLED) ## Turn a file of prompts into pictures, through a real Airflow of its own
 	@$(BIN)/python -m demo
 
-test: $(INSTALLED) ## Run all tests
-	@$(BIN)/python -m pytest
+test: $(INSTALLED) ## Run all tests but the long ones
+	@$(BIN)/python -m pytest -m "not long"
+
+long: $(INSTALLED) ## Run the long tests: the matrix of faults, a short form of chaos, short jobs
+	@$(BIN)/python -m pytest -m long
+
+chaos: $(INSTALLED) ## Send 200 jobs through random faults, and account for each
+	@$(BIN)/python -m tests.chaos
 
 lint: $(INSTALLED) ## Check style, format, types and import contracts
 	$(BIN)/ruff check .

@@ -1,0 +1,149 @@
+"""The runner of chaos: what it promises about itself, and a short form of the whole."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from airflow_provider_uniapi_fal.emulator.faults import Rule
+from tests.chaos.__main__ import run
+from tests.chaos.account import Ending, Happened, Row, account_of, broken, verdict
+from tests.chaos.plan import FATES, WAYS, Kill, Plan, PlannedJob, plan_of
+
+PROMPT = "chaos 1, job 0000."
+NOON = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
+
+
+def planned(fate: str = "all is well", way: str = "generate_deferred", kill: Kill | None = None) -> Plan:
+    return Plan(1, (PlannedJob(PROMPT, way, 0, fate, (), kill),), ())
+
+
+def made(request_id: str, **changes: Any) -> dict[str, Any]:
+    job = {"prompt": PROMPT, "request_id": request_id, "state": "finished", "cancelled": False}
+    return {**job, "submitted_at": float(request_id), **changes}
+
+
+def rows_of(
+    plan: Plan, ending: Ending, *at_gateway: dict[str, Any], happened: Happened | None = None
+) -> list[Row]:
+    return account_of(plan, {PROMPT: ending}, at_gateway, happened or Happened())
+
+
+def problems_of(
+    plan: Plan, ending: Ending, *at_gateway: dict[str, Any], happened: Happened | None = None
+) -> str:
+    rows = rows_of(plan, ending, *at_gateway, happened=happened)
+    named = "\n".join(broken(rows))
+    assert bool(named) == any(not promise.kept for promise in verdict(plan, rows, happened or Happened()))
+    assert not named or named.startswith(PROMPT)
+    return named
+
+
+def test_the_same_seed_draws_the_same_plan_and_another_another() -> None:
+    assert plan_of(200, 1) == plan_of(200, 1)
+    assert plan_of(200, 1) != plan_of(200, 2)
+
+
+@pytest.mark.parametrize("count", [1, 24, 40, 200, 1000])
+def test_a_plan_has_as_many_jobs_as_asked_each_with_a_prompt_that_is_no_part_of_another(count: int) -> None:
+    prompts = [job.prompt for job in plan_of(count, 1).jobs]
+    assert len(prompts) == count
+    assert not any(a in b for a in prompts for b in prompts if a is not b)
+
+
+@pytest.mark.parametrize("count", [24, 200])
+def test_every_fate_and_every_way_is_dealt(count: int) -> None:
+    jobs = plan_of(count, 1).jobs
+    assert {job.fate for job in jobs} == set(FATES)
+    assert {job.way for job in jobs} == set(WAYS)
+    assert any(job.kill for job in jobs)
+    for job in jobs:
+        for rule in job.rules:
+            assert Rule.read(rule).match == job.prompt
+
+
+def test_no_noise_keeps_a_fate_from_its_post() -> None:
+    late, refused = "slow on=submit times=1", "rate-limit on=submit times=2"
+    job = replace(planned("reply lost").jobs[0], noise=(late, refused))
+    assert [Rule.read(rule).fault for rule in job.rules] == ["rate-limit", "lost-reply", "slow"]
+
+
+def test_a_job_posted_once_and_delivered_breaks_no_promise() -> None:
+    assert not problems_of(planned(), Ending("succeeded", request_id="1"), made("1"))
+
+
+def test_a_second_accepted_post_is_named_as_paid_twice() -> None:
+    named = problems_of(planned(), Ending("succeeded", request_id="2"), made("1"), made("2"))
+    assert "2 posts were accepted; paid 2 times; the result of 1 was lost" in named
+
+
+def test_a_post_after_an_unbilled_failure_is_granted_but_no_third() -> None:
+    plan = planned("fails once, unbilled")
+    assert not problems_of(plan, Ending("succeeded", request_id="2"), made("1"), made("2"))
+    ending = Ending("succeeded", request_id="3")
+    assert "paid 2 times" in problems_of(plan, ending, made("1"), made("2"), made("3"))
+
+
+def test_a_job_that_ended_well_without_being_delivered_is_named_as_lost() -> None:
+    named = problems_of(planned(), Ending("failed", "No task says why."), made("1"))
+    assert "the result of 1 was lost" in named
+    assert "nothing explains that it is failed" in named
+    assert "No task says why." in named
+
+
+def test_the_result_of_another_job_is_named() -> None:
+    named = problems_of(planned(), Ending("succeeded", request_id="9"), made("1"))
+    assert "9 was delivered, which the gateway did not make for it" in named
+
+
+def test_unknown_without_a_reason_is_named() -> None:
+    ending = Ending("unknown", submitting=(NOON, NOON + timedelta(seconds=5)))
+    assert "nothing explains that it is unknown" in problems_of(planned(), ending, made("1"))
+    assert not problems_of(planned("reply lost"), ending, made("1"))
+    killed = Happened(killed=frozenset({PROMPT}))
+    assert not problems_of(planned(kill=Kill("generate", 1)), ending, made("1"), happened=killed)
+
+
+def test_a_job_that_its_clock_cancelled_may_be_called_cancelled_only_after_a_kill() -> None:
+    plan, ending = planned("stuck in the queue", kill=Kill("generate", 1)), Ending("cancelled")
+    removed = made("1", cancelled=True)
+    assert "nothing explains" in problems_of(plan, ending, removed)
+    assert not problems_of(plan, ending, removed, happened=Happened(killed=frozenset({PROMPT})))
+
+
+@pytest.mark.parametrize(("seconds", "explained"), [(-9, False), (1, True), (9, False)])
+def test_the_emulators_absence_explains_unknown_only_while_the_task_ran(
+    seconds: int, explained: bool
+) -> None:
+    ending = Ending("unknown", submitting=(NOON, NOON + timedelta(seconds=5)))
+    gone = NOON + timedelta(seconds=seconds)
+    happened = Happened(absences=((gone, gone + timedelta(seconds=2)),))
+    rows = rows_of(planned(), ending, happened=happened)
+    assert bool(broken(rows)) is not explained
+
+
+def test_a_task_that_has_not_ended_breaks_the_sum() -> None:
+    plan = planned()
+    rows = rows_of(plan, Ending("unfinished (deferred)"), made("1", state="running"))
+    (the_sum,) = (p for p in verdict(plan, rows, Happened()) if p.what == "asked = sum of outcomes")
+    assert (the_sum.figure, the_sum.kept) == ("1 = 0", False)
+    assert broken(rows)
+
+
+def test_accidents_that_did_not_happen_are_no_success() -> None:
+    plan = replace(plan_of(40, 1), jobs=planned().jobs)
+    rows = rows_of(plan, Ending("succeeded", request_id="1"), made("1"))
+    assert [p.figure for p in verdict(plan, rows, Happened()) if not p.kept] == [
+        "emulator 0 of 1, triggerer 0 of 1, tasks 0 of 0"
+    ]
+
+
+@pytest.mark.long
+@pytest.mark.system
+@pytest.mark.timeout(540)
+def test_no_job_is_paid_twice_or_lost_in_a_short_chaos() -> None:
+    assert run(24, seed=7, limit=400, console=Console(width=150)) == 0

@@ -133,6 +133,10 @@ class SubmittingOperator(BaseOperator):
         if record is not None and decision.do is Do.REATTACH:
             level = self.log.info if record.fingerprint == asked else self.log.warning
             level("%s", decision.why)
+            if cleared:
+                # A clear counts once: a retry that follows it is a retry.
+                record = in_phase(record, record.phase, max_tries, record.failure)
+                ledger.write(record)
             return record
         if record is not None and record.failure is not None and decision.do is Do.FAIL_AGAIN:
             raise error_of(record.failure)

@@ -34,7 +34,19 @@ from airflow_provider_uniapi_fal.protocol import watching
 from airflow_provider_uniapi_fal.protocol.job import JobHandle
 from airflow_provider_uniapi_fal.protocol.watching import Watch
 from airflow_provider_uniapi_fal.triggers import fal as triggers
-from tests.fakes import ARGUMENTS, KEY, MODEL, PROMPT, Task, as_json, calls, fired, posts, set_connection
+from tests.fakes import (
+    ARGUMENTS,
+    KEY,
+    MODEL,
+    PROMPT,
+    Task,
+    as_json,
+    calls,
+    fired,
+    posts,
+    set_connection,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.running import Emulator
@@ -142,6 +154,22 @@ def test_the_next_try_re_attaches_to_a_live_job(start: Start, generate: Generate
     xcoms = task.xcoms
     assert generate(task.next_try(cleared=cleared))["media"]
     assert task.xcoms == xcoms
+    assert posts(emulator) == 1
+
+
+def test_a_clear_counts_once_and_a_retry_after_it_does_not_submit_again(
+    start: Start, generate: Generate
+) -> None:
+    emulator = start(run_seconds=0.5, failure="completed-error", error_type="bad_request")
+    task = Task()
+    for cleared in (None, True):
+        with pytest.raises(TaskDeferred):
+            operator(defer_after=0.0).execute(
+                (task if cleared is None else task.next_try(cleared=True)).context
+            )
+    wait_until(lambda: emulator.account()["jobs"][0]["state"] == "finished")
+    with pytest.raises(FalInputError):
+        generate(task.next_try(cleared=False))
     assert posts(emulator) == 1
 
 

@@ -8,8 +8,6 @@ INSTALLED := $(VENV)/.installed
 USABLE := import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 15))
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
 	$$python -c '$(USABLE)' >/dev/null 2>&1 && echo $$python && break; done)
-# The interpreters whose versions constraints.txt pins.
-PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 
 PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input \
 	--progress-bar off -c constraints.txt
@@ -38,8 +36,11 @@ lint: $(INSTALLED) ## Check style, format, types and import contracts
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-constraints: $(INSTALLED) ## Pin the newest versions for each of PYTHONS in constraints.txt
-	@$(BIN)/python .ci/constraints.py $(PYTHONS)
+constraints: $(INSTALLED) ## Pin the newest versions, for every supported Python, in constraints.txt
+	@echo '# Exact versions for development. Made by `make constraints`; CONTRIBUTING.md says how.' > $(VENV)/pins
+	@$(BIN)/uv pip compile pyproject.toml --quiet --extra dev --universal --python-version 3.10 --upgrade \
+		--no-header --no-annotate >> $(VENV)/pins
+	@mv $(VENV)/pins constraints.txt
 
 clean: ## Remove everything that the other targets made
 	rm -rf $(VENV) .demo build dist .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

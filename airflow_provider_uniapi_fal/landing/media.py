@@ -8,12 +8,12 @@ import binascii
 import hashlib
 import mimetypes
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
+from airflow_provider_uniapi_fal.landing.files import LandedFile
 from airflow_provider_uniapi_fal.landing.inputs import media_type
 from airflow_provider_uniapi_fal.landing.storage import put
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
@@ -32,30 +32,6 @@ _SUFFIXES = {"image/jpeg": ".jpg", "image/webp": ".webp", "audio/mpeg": ".mp3", 
 
 #: What an error page calls itself.
 _PAGES = ("text/html", "application/json", "text/plain", "application/xml", "text/xml")
-
-
-@dataclass(frozen=True)
-class LandedFile:
-    """
-    One media file in storage.
-
-    :param where: its place in the model's answer, such as ``images[0]``
-    :param path: where it is now
-    :param content_type: told from the bytes, else as the server said
-    """
-
-    where: str
-    path: str
-    bytes: int
-    sha256: str
-    content_type: str | None
-    width: int | None
-    height: int | None
-    flagged: bool
-
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
-        return {name: getattr(self, name) for name in self.__dataclass_fields__}
 
 
 def land(

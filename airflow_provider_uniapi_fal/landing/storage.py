@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import tempfile
 import uuid
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +38,14 @@ def put(source: Path, target: ObjectStoragePath) -> None:
         return
     with target.fs.transaction, source.open("rb") as reader, target.open("wb") as writer:
         shutil.copyfileobj(reader, writer, 1024 * 1024)
+
+
+def put_bytes(content: bytes, target: ObjectStoragePath) -> None:
+    """Write a small file to storage under its final name, whole or not at all, replacing what is there."""
+    with tempfile.TemporaryDirectory(prefix="uniapi-fal-") as folder:
+        source = Path(folder, "content")
+        source.write_bytes(content)
+        put(source, target)
 
 
 def _put_local(source: Path, target: Path) -> None:

@@ -13,7 +13,7 @@ from airflow.sdk import ObjectStoragePath
 from PIL import Image
 
 from airflow_provider_uniapi_fal.exceptions import FalProtocolError, FalResultExpired
-from airflow_provider_uniapi_fal.landing.media import LandedFile, land
+from airflow_provider_uniapi_fal.landing.media import land
 from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
 from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
 from airflow_provider_uniapi_fal.transport import media as transport
@@ -21,6 +21,8 @@ from tests.fakes import KEY, Exchange, ScriptedServer, handle
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from airflow_provider_uniapi_fal.landing.files import LandedFile
 
 MIB = 1024 * 1024
 HTML = b"<!doctype html><title>Not here</title>"
@@ -101,6 +103,7 @@ def test_what_lands_is_what_was_served_and_is_accounted_for(serve: Serve, folder
         "width": 8,
         "height": 9,
         "flagged": True,
+        "duration": None,
     }
     assert (folder / "night.png").read_bytes() == PNG
 

@@ -1,0 +1,226 @@
+"""
+The manifest: the account of a landing or a batch, one line for each request, and a summary that proves it whole.
+
+The rows are JSON Lines (``manifest.jsonl``), which pandas and DuckDB read in one line. The summary beside them
+(``manifest.summary.json``) is written last and holds the rows' checksum: a manifest without a fitting summary was
+never finished.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_uniapi_fal.landing.files import LandedFile
+from airflow_provider_uniapi_fal.landing.storage import put_bytes
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+    from airflow_provider_uniapi_fal.protocol.errors import Failure
+
+MANIFEST_VERSION = 1
+
+#: What became of a request; each row has exactly one.
+OUTCOMES = (
+    "succeeded",
+    "flagged",
+    "refused",
+    "failed",
+    "timed_out",
+    "cancelled",
+    "unknown",
+    "missing",
+)
+
+
+@dataclass(frozen=True)
+class RowError:
+    """
+    Why a row brought no media, or not all of them.
+
+    :param kind: which of the twelve kinds of failure
+    :param message: the whole message, with the fate of the job and of the money
+    :param billed: ``no``, ``maybe`` or ``yes``
+    :param may_run: whether a job may still be running
+    :param error_type: the server's own word
+    """
+
+    kind: str
+    message: str
+    billed: str
+    may_run: bool
+    error_type: str | None = None
+
+    @classmethod
+    def of(cls, failure: Failure) -> RowError:
+        """Return what the manifest says of a failure."""
+        return cls(failure.kind.value, str(failure), failure.billed, failure.may_run, failure.error_type)
+
+
+@dataclass(frozen=True)
+class ManifestRow:
+    """
+    What became of one request.
+
+    :param key: the user's name for it, unique in the manifest
+    :param index: its place in the table of requests, from 0
+    :param dialect: wire protocol
+    :param fal_conn_id: connection that submitted it
+    :param outcome: one of :data:`OUTCOMES`
+    :param arguments_sha256: hash of the arguments as JSON with sorted keys
+    :param arguments: the arguments themselves, if they were asked for
+    :param metadata: what the table said of it besides
+    :param submitted_at: seconds since the epoch, None if it never was
+    :param seconds_queued: from submit to the first sight of it running
+    :param billable_units: what the server says was charged, as it wrote it
+    :param flagged: a file in it was marked as unsafe
+    :param posts: submits sent for it
+    :param tries: Airflow's tries that worked on it
+    """
+
+    key: str
+    index: int
+    model: str
+    dialect: str
+    fal_conn_id: str
+    outcome: str
+    arguments_sha256: str
+    arguments: Mapping[str, Any] | None = None
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    request_id: str | None = None
+    seed: int | None = None
+    error: RowError | None = None
+    submitted_at: float | None = None
+    seconds_queued: float | None = None
+    seconds_running: float | None = None
+    billable_units: str | None = None
+    flagged: bool = False
+    posts: int = 0
+    tries: int = 0
+    files: tuple[LandedFile, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.outcome not in OUTCOMES:
+            raise ValueError(f"outcome is one of {', '.join(OUTCOMES)}, not {self.outcome!r}")
+
+    def to_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return {
+            "schema_version": MANIFEST_VERSION,
+            **asdict(self),
+            "files": [f.to_json() for f in self.files],
+        }
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ManifestRow:
+        """
+        Read what :meth:`to_json` wrote; fields of a later version are passed over.
+
+        :raises ValueError: if it is no row
+        """
+        try:
+            known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
+            error = known.get("error")
+            return cls(
+                **{
+                    **known,
+                    "error": None if error is None else RowError(**error),
+                    "files": tuple(LandedFile.from_json(file) for file in known.get("files") or ()),
+                }
+            )
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"this is no row of a manifest: {error}") from error
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """
+    The account of a landing or a batch.
+
+    :param rows: one for each request, in the order of the table
+    :param dag_id: where it was made; empty for the command line. So are ``run_id`` and ``task_id``
+    :param written_at: seconds since the epoch
+    """
+
+    rows: tuple[ManifestRow, ...]
+    dag_id: str = ""
+    run_id: str = ""
+    task_id: str = ""
+    map_index: int = -1
+    written_at: float = 0.0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Requests asked for, and how many had each outcome: the outcomes add up to ``asked``."""
+        outcomes = Counter(row.outcome for row in self.rows)
+        return {"asked": len(self.rows), **{outcome: outcomes[outcome] for outcome in OUTCOMES}}
+
+
+def summary_path(path: ObjectStoragePath) -> ObjectStoragePath:
+    """Return where the summary of a manifest lies: ``manifest.summary.json`` beside ``manifest.jsonl``."""
+    return path.parent / f"{path.stem}.summary.json"
+
+
+def summary_of(manifest: Manifest, rows_text: bytes) -> dict[str, Any]:
+    """Return the summary: whose manifest it is, the counts and totals, and the rows' checksum."""
+    files = [file for row in manifest.rows for file in row.files]
+    return {
+        "schema_version": MANIFEST_VERSION,
+        "dag_id": manifest.dag_id,
+        "run_id": manifest.run_id,
+        "task_id": manifest.task_id,
+        "map_index": manifest.map_index,
+        "written_at": manifest.written_at,
+        "counts": manifest.counts,
+        "posts": sum(row.posts for row in manifest.rows),
+        "files": len(files),
+        "bytes": sum(file.bytes for file in files),
+        "seconds_queued": round(sum(row.seconds_queued or 0.0 for row in manifest.rows), 3),
+        "seconds_running": round(sum(row.seconds_running or 0.0 for row in manifest.rows), 3),
+        "rows_sha256": hashlib.sha256(rows_text).hexdigest(),
+    }
+
+
+def write_manifest(manifest: Manifest, path: ObjectStoragePath) -> dict[str, Any]:
+    """
+    Write rows and summary, each whole or not at all, and the summary last.
+
+    :return: the summary
+    """
+    text = _as_lines(row.to_json() for row in manifest.rows)
+    summary = summary_of(manifest, text)
+    put_bytes(text, path)
+    put_bytes(json.dumps(summary, ensure_ascii=False, indent=1).encode(), summary_path(path))
+    return summary
+
+
+def read_manifest(path: ObjectStoragePath) -> Manifest:
+    """
+    Read a manifest and prove it whole.
+
+    :raises ValueError: if it is none, or rows and summary do not belong together
+    :raises OSError: if it cannot be read
+    """
+    text = path.read_bytes()
+    summary = json.loads(summary_path(path).read_bytes())
+    if not isinstance(summary, dict) or summary.get("rows_sha256") != hashlib.sha256(text).hexdigest():
+        raise ValueError(f"the manifest {path} and its summary do not belong together")
+    rows = tuple(ManifestRow.from_json(json.loads(line)) for line in text.splitlines() if line.strip())
+    return Manifest(
+        rows,
+        **{name: summary[name] for name in ("dag_id", "run_id", "task_id", "map_index", "written_at")},
+    )
+
+
+def keys_with_media(manifests: Sequence[Manifest]) -> set[str]:
+    """Return the keys whose requests brought media, in any of several manifests."""
+    return {row.key for manifest in manifests for row in manifest.rows if row.files and row.error is None}
+
+
+def _as_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
+    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)

@@ -75,7 +75,7 @@ FAULTS = {
     "not-utf8": Fault("a body in Latin-1"),
     "content-type": Fault("a body under another content type", {"type": "application/octet-stream"}),
     "body": Fault(
-        "sets fields of a JSON body, such as status=PAUSED request_id=../x; =missing takes one out", None
+        "sets fields of a JSON body, such as status=PAUSED data.task_status=odd; =missing takes one out", None
     ),
     "job": Fault(
         "changes the jobs it matches: any setting of a job, such as failure=refused or run_seconds=9", None
@@ -307,13 +307,27 @@ async def _dressed(rule: Rule, reply: Reply) -> Reply | HangUp:
     if reply.content_type != "application/json":
         return reply
     payload = json.loads(reply.body)
+    if not isinstance(payload, dict):
+        return reply
     if rule.fault == "body":
-        payload = {**payload, **rule.options}
-        return replace(
-            reply, body=_written({key: payload[key] for key in payload if payload[key] != "missing"})
-        )
+        for path, value in rule.options.items():
+            _put(payload, path.split("."), value)
+        return replace(reply, body=_written(payload))
     # A note with an accent makes sure that the bytes are no valid UTF-8, whatever the reply said.
     return replace(reply, body=_written({**payload, "note": "servi à la volée"}, "latin-1"))
+
+
+def _put(payload: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set the field that a path leads to, or take it out; what is on the way and no object is replaced by one."""
+    *parents, name = path
+    for each in parents:
+        if not isinstance(payload.get(each), dict):
+            payload[each] = {}
+        payload = payload[each]
+    if value == "missing":
+        payload.pop(name, None)
+    else:
+        payload[name] = value
 
 
 def _written(payload: Any, encoding: str = "utf-8") -> bytes:

@@ -88,7 +88,7 @@ class Behaviour:
     early_result_code: int = _setting(400, "HTTP code of a result asked for before the end", (400, 202))
     result_seconds: float = _setting(3600.0, "a result is kept this long, then answers 404")
     large_result_seconds: float = _setting(360.0, "a result of 10 KB or more is kept this long")
-    media_seconds: float = _setting(7 * 86400.0, "a media file is kept this long, then answers 404")
+    media_seconds: float = _setting(7 * 86400.0, "a media file is kept this long")
     data_uris: bool = _setting(False, "media are data URIs in the result, whether asked for or not")
     video_seconds: float = _setting(2.5, "length of rendered videos")
     media_side: int = _setting(0, "longest side of rendered pictures and videos; 0 leaves them as asked")

@@ -197,8 +197,7 @@ def order_of(job: Job) -> inputs.Order:
         video_seconds=job.behaviour.video_seconds,
         inline=job.behaviour.data_uris,
     )
-    side = job.behaviour.media_side
-    return replace(order, recipes=tuple(inputs.within(recipe, side) for recipe in order.recipes))
+    return replace(order, recipes=tuple(map(job.shown, order.recipes)))
 
 
 def _is_addressed(job: Job, call: Call) -> bool:

@@ -18,7 +18,10 @@ from enum import Enum
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_uniapi_fal.emulator.inputs import shown
+
 if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.emulator.inputs import Recipe
     from airflow_provider_uniapi_fal.emulator.settings import Behaviour
 
 LOG = (
@@ -122,6 +125,10 @@ class Job:
     def arguments(self) -> Any:
         """The JSON value of the body; a job begins with JSON only."""
         return json.loads(self.body)
+
+    def shown(self, recipe: Recipe) -> Recipe:
+        """Return the recipe of what this job renders in place of what was asked for."""
+        return shown(recipe, side=self.behaviour.media_side, same=self.behaviour.same_media)
 
     @property
     def phase(self) -> Phase:

@@ -215,10 +215,7 @@ def files(job: Job) -> dict[str, PublicFile]:
     made: dict[str, PublicFile] = {}
     kept = job.behaviour.kling_media_seconds
     for index, recipe in enumerate(kling_inputs.recipes(job)):
-        name, shown = (
-            f"{recipe.kind}-{index + 1}.{recipe.file_format}",
-            inputs.within(recipe, job.behaviour.media_side),
-        )
+        name, shown = f"{recipe.kind}-{index + 1}.{recipe.file_format}", job.shown(recipe)
         made[name] = PublicFile(shown, kept)
         if job.behaviour.kling_watermark_url == "present":
             made[_watermarked(name)] = PublicFile(replace(shown, watermark=WATERMARK), kept)

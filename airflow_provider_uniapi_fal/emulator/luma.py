@@ -212,7 +212,7 @@ def _recipe(job: Job) -> inputs.Recipe:
         second=last if first else "",
         seconds=behaviour.video_seconds,
     )
-    return inputs.within(recipe, behaviour.media_side)
+    return job.shown(recipe)
 
 
 def _source(text: str | None) -> str:

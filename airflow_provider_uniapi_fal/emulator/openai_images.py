@@ -130,7 +130,7 @@ def _recipes(job: Job) -> tuple[inputs.Recipe, ...]:
     order = inputs.order(
         "image", arguments, seed=job.seed, black=behaviour.flagged, video_seconds=behaviour.video_seconds
     )
-    return tuple(inputs.within(recipe, behaviour.media_side) for recipe in order.recipes)
+    return tuple(map(job.shown, order.recipes))
 
 
 def files(job: Job) -> dict[str, PublicFile]:

@@ -92,6 +92,9 @@ class Behaviour:
     data_uris: bool = _setting(False, "media are data URIs in the result, whether asked for or not")
     video_seconds: float = _setting(2.5, "length of rendered videos")
     media_side: int = _setting(0, "longest side of rendered pictures and videos; 0 leaves them as asked")
+    same_media: bool = _setting(
+        False, "the same picture and video for every prompt, rendered once: for tests of many jobs"
+    )
     failure_message: str = _setting("", "what Kling and Luma say of a failed job, instead of their own words")
     expired_code: int = _setting(404, "HTTP code of a media file that is no longer kept", (404, 403, 410))
     kling_submit: str = _setting(

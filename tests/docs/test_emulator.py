@@ -96,7 +96,7 @@ def failures() -> str:
     )
 
 
-TABLES = {
+TABLES: dict[str, Callable[[], str]] = {
     "calls": calls,
     "faults": faults,
     "reasons": reasons,

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from airflow_provider_uniapi_fal.emulator import inputs
-from airflow_provider_uniapi_fal.emulator.jobs import Job, Phase
+from airflow_provider_uniapi_fal.emulator.jobs import Job, Phase, once
 from airflow_provider_uniapi_fal.emulator.media import MediaFile, UnreadablePictureError
 from airflow_provider_uniapi_fal.emulator.refusals import NOT_FOUND, REFUSALS
 from airflow_provider_uniapi_fal.emulator.reply import Reply
@@ -164,6 +164,7 @@ def _cancelled(job: Job, word: str, code: int) -> Reply:
     return Reply.json({"status": word}, code)
 
 
+@once
 def files(job: Job) -> dict[str, PublicFile]:
     """Return the files of a finished job, none if it failed."""
     if _failed_result(job, job.arguments) is not None:
@@ -187,6 +188,7 @@ FAMILY = Family(
 )
 
 
+@once
 def order_of(job: Job) -> inputs.Order:
     """Return the media files that a job makes."""
     order = inputs.order(

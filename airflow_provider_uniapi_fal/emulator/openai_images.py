@@ -11,15 +11,13 @@ import base64
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow_provider_uniapi_fal.emulator import inputs
+from airflow_provider_uniapi_fal.emulator.jobs import Job, once
 from airflow_provider_uniapi_fal.emulator.refusals import openai_error
 from airflow_provider_uniapi_fal.emulator.reply import Reply
 from airflow_provider_uniapi_fal.emulator.server import Call, Family, Gateway, PublicFile, Route
-
-if TYPE_CHECKING:
-    from airflow_provider_uniapi_fal.emulator.jobs import Job
 
 MOST_IMAGES = 10
 SIZE = re.compile(r"(\d{2,4})x(\d{2,4})")
@@ -133,6 +131,7 @@ def _recipes(job: Job) -> tuple[inputs.Recipe, ...]:
     return tuple(map(job.shown, order.recipes))
 
 
+@once
 def files(job: Job) -> dict[str, PublicFile]:
     """Return the files of a finished job, none if it failed."""
     if job.behaviour.failure != "none":

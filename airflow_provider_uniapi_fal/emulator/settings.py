@@ -12,6 +12,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from airflow_provider_uniapi_fal.emulator.faults import Rule
@@ -170,6 +171,10 @@ class Behaviour:
         """Return the behaviour with some of its fields changed."""
         return dataclasses.replace(self, **changes)
 
+    def as_mapping(self) -> dict[str, Any]:
+        """Return what is other than usual: enough to have it again."""
+        return {name: value for name, value in vars(self).items() if value != USUAL[name]}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Behaviour):
@@ -230,10 +235,17 @@ class Settings(Behaviour):
 
         What a rule says of it weighs more than the model's own time.
         """
+        own = [seconds for part, seconds in self.model_seconds.items() if part in model]
+        changes = {**({"run_seconds": own[-1]} if own else {}), **changes}
+        return self._scaled(changes) if changes else self._common_behaviour
+
+    @cached_property
+    def _common_behaviour(self) -> Behaviour:
+        """How most jobs go; made once, because a night has many."""
+        return self._scaled({})
+
+    def _scaled(self, changes: Mapping[str, Any]) -> Behaviour:
         common = {name: getattr(self, name) for name in BEHAVIOUR_FIELDS}
-        for part, seconds in self.model_seconds.items():
-            if part in model:
-                common["run_seconds"] = seconds
         behaviour = Behaviour(**{**common, **changes})
         return behaviour.changed({name: getattr(behaviour, name) / self.time_scale for name in DURATIONS})
 
@@ -258,6 +270,7 @@ DURATIONS = (
     "kling_media_seconds",
     "luma_link_seconds",
 )
+USUAL = {each.name: each.default for each in dataclasses.fields(Behaviour)}
 BEHAVIOUR_FIELDS = tuple(each.name for each in dataclasses.fields(Behaviour))
 
 

@@ -17,9 +17,6 @@ from demo.processes import Processes
 from tests.fakes import wait_until
 from tests.transport.servers import free_port
 
-S3_CONN_ID = "media_bucket"
-
-
 def s3_connection(url: str) -> str:
     """Return an Airflow connection to an S3 API, as JSON for an environment variable."""
     extra = {"endpoint_url": url, "region_name": "us-east-1"}
@@ -81,10 +78,12 @@ class Store:
 @pytest.fixture
 def bucket(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Store:
     """Make a bucket, and the connection that leads to it."""
-    monkeypatch.setenv(f"AIRFLOW_CONN_{S3_CONN_ID.upper()}", s3_connection(s3_server))
+    # Airflow keeps the file system of a connection for good, so each server has a connection of its own.
+    conn_id = f"media_bucket_{s3_server.rpartition(':')[2]}"
+    monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", s3_connection(s3_server))
     name = f"bucket-{uuid.uuid4().hex}"
     requests.put(f"{s3_server}/{name}", timeout=10).raise_for_status()
-    return Store(f"s3://{name}", S3_CONN_ID)
+    return Store(f"s3://{name}", conn_id)
 
 
 @pytest.fixture(params=["local", "s3"])

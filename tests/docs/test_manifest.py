@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pandas
+import pandas  # type: ignore[import-untyped]
 import pytest
 from airflow.sdk import ObjectStoragePath
 

@@ -22,6 +22,7 @@ from airflow_provider_uniapi_fal.exceptions import FalProtocolError, FalResultEx
 from airflow_provider_uniapi_fal.landing import media
 from airflow_provider_uniapi_fal.landing.media import Lander
 from airflow_provider_uniapi_fal.landing.names import Names
+from airflow_provider_uniapi_fal.landing.storage import put
 from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
 from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
 from tests.fakes import KEY, Exchange, ScriptedServer, handle
@@ -142,11 +143,13 @@ def test_the_same_bytes_are_not_written_again_and_others_are_replaced(serve: Ser
     land_all(store, {"same": result_of(server, 1), "other": result_of(server, 2)})
     before = written(store)
     puts: list[str] = []
-    put = media.put
+
+    def put_and_tell(source: Path, target: ObjectStoragePath) -> None:
+        puts.append(target.name)
+        put(source, target)
+
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(
-            media, "put", lambda source, target: (puts.append(target.name), put(source, target))[1]
-        )
+        patched.setattr(media, "put", put_and_tell)
         land_all(store, {"same": result_of(server, 1), "other": result_of(server, 3)})
     assert puts == ["other.png"]
     assert written(store)["same.png"] == before["same.png"]

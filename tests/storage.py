@@ -17,6 +17,7 @@ from demo.processes import Processes
 from tests.fakes import wait_until
 from tests.transport.servers import free_port
 
+
 def s3_connection(url: str) -> str:
     """Return an Airflow connection to an S3 API, as JSON for an environment variable."""
     extra = {"endpoint_url": url, "region_name": "us-east-1"}

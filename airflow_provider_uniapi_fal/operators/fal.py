@@ -102,7 +102,8 @@ class FalGenerateOperator(SubmittingOperator):
 
     :param deferrable: True (default) waits in the triggerer without a worker; False waits in the worker; None
         asks Airflow's ``[operators] default_deferrable``
-    :param poke_interval: seconds between looks; None (default) is adaptive: a tenth of the job's age, between 1
+    :param poke_interval: seconds between looks; None (default) is adaptive: closely when the job is due, as far as
+        the process has learned how long jobs of the model take, else four tenths of the job's age, between 1.5
         and 15 seconds
     :param queue_timeout: seconds in which the job must have been seen running, counted anew in each try; None
         (default) for no limit
@@ -114,7 +115,7 @@ class FalGenerateOperator(SubmittingOperator):
         default False. Asset events, success callbacks and extra links are left out then, and the ledger does
         not learn that the result was delivered
     :param logs: bring the model's log lines into the task's log; default True
-    :param defer_after: seconds to watch from the worker before deferring, default 5: short jobs need no trigger
+    :param defer_after: seconds to watch from the worker before deferring, default 6: short jobs need no trigger
     :return: the result as JSON values, see :class:`~airflow_provider_uniapi_fal.protocol.job.JobResult`; data
         URIs are left out of it
     :raises FalQueueTimeout: the job never started; ``may_run`` says whether it was removed from the queue
@@ -138,7 +139,7 @@ class FalGenerateOperator(SubmittingOperator):
         cancel_on_kill: bool = True,
         end_from_trigger: bool = False,
         logs: bool = True,
-        defer_after: float = 5.0,
+        defer_after: float = 6.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

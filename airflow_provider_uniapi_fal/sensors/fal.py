@@ -51,13 +51,14 @@ class FalQueueSensor(BaseSensorOperator):
         with a handle, None means the handle's own
     :param deferrable: True (default) waits in the triggerer without a worker; False waits in the worker, by
         ``mode`` ``poke`` or ``reschedule``; None asks Airflow's ``[operators] default_deferrable``
-    :param poke_interval: seconds between looks; None (default) is adaptive: a tenth of the job's age, between 1
-        and 15 seconds, and at least 7 seconds in mode ``reschedule``
+    :param poke_interval: seconds between looks; None (default) is adaptive: closely when the job is due, as far as
+        the process has learned how long jobs of the model take, else four tenths of the job's age, between 1.5
+        and 15 seconds; at least 7 seconds in mode ``reschedule``
     :param timeout: seconds until the wait fails; default is Airflow's ``[sensors] default_timeout``. The job is
         not cancelled
     :param soft_fail: skip the task instead of failing it on a time-out or a hopeless case; default False
     :param logs: bring the model's log lines into the task's log; default True
-    :param defer_after: seconds to watch from the worker before deferring, default 5: short jobs need no trigger
+    :param defer_after: seconds to watch from the worker before deferring, default 6: short jobs need no trigger
     :return: the result as JSON values, see :class:`~airflow_provider_uniapi_fal.protocol.job.JobResult`; data
         URIs are left out of it
     :raises FalTimeout: the wait is over; the job may still run and be billed; a clear looks again
@@ -84,7 +85,7 @@ class FalQueueSensor(BaseSensorOperator):
         deferrable: bool | None = True,
         poke_interval: timedelta | float | None = None,
         logs: bool = True,
-        defer_after: float = 5.0,
+        defer_after: float = 6.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(poke_interval=LONGEST if poke_interval is None else poke_interval, **kwargs)

@@ -28,6 +28,7 @@ from airflow_provider_uniapi_fal.protocol.dialects.base import (
 from airflow_provider_uniapi_fal.protocol.dialects.fal import SubmitOptions, bare_model
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobResult
+from airflow_provider_uniapi_fal.protocol.messages import HttpReply
 from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount, read_account
 from airflow_provider_uniapi_fal.transport.blocking import BlockingTransport
 from airflow_provider_uniapi_fal.transport.nonblocking import NonblockingTransport, pooled
@@ -338,10 +339,25 @@ class FalHook(BaseHook):
         return verbs.result(dialect_named(handle.dialect), handle, clock=time.time, jitter=random.random)
 
 
-def watching_round(watch: watching.Watch) -> Flow[watching.RoundEnd]:
-    """Return the conversation for one round of a wait, with this process's clock."""
-    dialect = dialect_named(watch.handle.dialect)
-    return watching.one_round(watch, dialect, clock=time.time, jitter=random.random, experience=EXPERIENCE)
+def watching_round(watch: watching.Watch, told: bytes | None = None) -> Flow[watching.RoundEnd]:
+    """
+    Return the conversation for one round of a wait, with this process's clock.
+
+    :param told: a status that came by the stream; None: ask for it
+    """
+    return watching.one_round(
+        watch,
+        dialect_named(watch.handle.dialect),
+        clock=time.time,
+        jitter=random.random,
+        experience=EXPERIENCE,
+        told=None if told is None else HttpReply(200, {}, told),
+    )
+
+
+def stream_request(watch: watching.Watch) -> HttpRequest | None:
+    """Return the request for a job's status stream, or None if it has none or is to be polled."""
+    return watching.stream_request(watch, dialect_named(watch.handle.dialect))
 
 
 def seconds_to_first_look(watch: watching.Watch) -> float:

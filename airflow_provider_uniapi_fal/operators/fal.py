@@ -16,7 +16,8 @@ from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase, ends_the_job
 from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
 from airflow_provider_uniapi_fal.operators.submitting import SubmittingOperator, handle_in, in_phase
-from airflow_provider_uniapi_fal.protocol.arguments import seconds, seconds_or_none
+from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
+from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
 from airflow_provider_uniapi_fal.protocol.watching import WaitMore, Watch
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom, summary
 from airflow_provider_uniapi_fal.triggers.fal import (
@@ -105,6 +106,10 @@ class FalGenerateOperator(SubmittingOperator):
     :param poke_interval: seconds between looks; None (default) is adaptive: closely when the job is due, as far as
         the process has learned how long jobs of the model take, else four tenths of the job's age, between 1.5
         and 15 seconds
+    :param watch: how the triggerer learns that the job has ended: ``poll`` asks for its status; ``stream``
+        follows fal's status stream, and falls back to polls where there is none; ``auto`` (default) lets one job
+        find out whether the gateway streams, while it is polled as well, and then does what serves. A fixed
+        ``poke_interval`` is polled. The worker, before it defers, polls
     :param queue_timeout: seconds in which the job must have been seen running, counted anew in each try; None
         (default) for no limit
     :param timeout: seconds until the wait fails, default one day; counted anew in each try
@@ -133,6 +138,7 @@ class FalGenerateOperator(SubmittingOperator):
         *,
         deferrable: bool | None = True,
         poke_interval: timedelta | float | None = None,
+        watch: WatchBy = "auto",
         queue_timeout: timedelta | float | None = None,
         timeout: timedelta | float = 86400.0,
         cancel_on_timeout: bool = True,
@@ -154,6 +160,7 @@ class FalGenerateOperator(SubmittingOperator):
         self.cancel_on_timeout = cancel_on_timeout
         self.cancel_on_kill = cancel_on_kill
         self.end_from_trigger = end_from_trigger
+        self.watch = one_of("watch", watch, WAYS)
         self.logs = logs
         self.defer_after = seconds("defer_after", defer_after, or_zero=True)
         self._running: tuple[Any, JobHandle] | None = None
@@ -173,6 +180,7 @@ class FalGenerateOperator(SubmittingOperator):
                 queue_deadline=None if self.queue_timeout is None else now + self.queue_timeout,
                 cancel_on_timeout=self.cancel_on_timeout,
                 poke_interval=self.poke_interval,
+                by=self.watch,
                 logs=self.logs,
             )
             in_worker = self.defer_after if self.deferrable else None

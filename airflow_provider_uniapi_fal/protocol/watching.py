@@ -21,7 +21,8 @@ from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult, JobSt
 from airflow_provider_uniapi_fal.protocol.messages import Sleep
 
 if TYPE_CHECKING:
-    from airflow_provider_uniapi_fal.protocol.messages import Flow
+    from airflow_provider_uniapi_fal.protocol.messages import Flow, HttpReply, HttpRequest
+    from airflow_provider_uniapi_fal.protocol.streaming import WatchBy
 
 #: Answers that mean nothing definite, in a row, before the wait gives up. Passing faults are not counted.
 MAX_UNCLEAR = 10
@@ -36,7 +37,16 @@ MAX_LINE_CHARS = 500
 MAX_LINES_KEPT = 2000
 
 
-_SETTINGS = ("handle", "deadline", "queue_deadline", "cancel_on_timeout", "poke_interval", "logs", "news")
+_SETTINGS = (
+    "handle",
+    "deadline",
+    "queue_deadline",
+    "cancel_on_timeout",
+    "poke_interval",
+    "by",
+    "logs",
+    "news",
+)
 
 
 @dataclass(frozen=True)
@@ -76,6 +86,7 @@ class Watch:
     :param queue_deadline: seconds since the epoch by which the job must have started, or None
     :param cancel_on_timeout: ask the gateway to cancel the job when a clock has run out
     :param poke_interval: fixed seconds between looks, or None for adaptive
+    :param by: how to learn of the end: ``poll``, ``stream`` or ``auto``; a fixed ``poke_interval`` is polled
     :param logs: ask for the model's log lines
     :param state: the last state seen
     :param pending_at: when it was last seen in the queue
@@ -92,6 +103,7 @@ class Watch:
     queue_deadline: float | None = None
     cancel_on_timeout: bool = False
     poke_interval: float | None = None
+    by: WatchBy = "auto"
     logs: bool = True
     state: JobState | None = None
     queue_position: int | None = None
@@ -148,11 +160,13 @@ def one_round(
     clock: Callable[[], float],
     jitter: Callable[[], float],
     experience: cadence.Experience | None = None,
+    told: HttpReply | None = None,
 ) -> Flow[RoundEnd]:
     """
     Look once, and fetch the result at once if the job is done.
 
     :param experience: knows how long jobs take, and learns from this one; None: nothing is known
+    :param told: a status that came by the stream: then none is asked for
     :return: the result, the failure, or how long to wait before the next round; lines for the log are left
         in :attr:`Watch.news`
     """
@@ -162,7 +176,10 @@ def one_round(
     clear = False
     failed: JobStatus | None = None
     if watch.completed_at is None:
-        seen = yield from verbs.look(dialect, handle, logs=watch.logs, clock=clock)
+        if told is None:
+            seen = yield from verbs.look(dialect, handle, logs=watch.logs, clock=clock)
+        else:
+            seen = dialect.read_status(handle, told, clock())
         if isinstance(seen, Failure):
             return seen
         if isinstance(seen, JobStatus):
@@ -224,6 +241,14 @@ def seconds_to_first_look(watch: Watch, *, now: float, experience: cadence.Exper
     usual = None if experience is None else experience.usual(watch.handle.model)
     rest = cadence.first_look(_seen(watch, now), usual)
     return max(min([rest, *(deadline - now for deadline in _running_clocks(watch).values())]), 0.0)
+
+
+def stream_request(watch: Watch, dialect: Dialect) -> HttpRequest | None:
+    """Return the request for a job's status stream, or None if it has none or is to be polled."""
+    if watch.by == "poll" or watch.poke_interval is not None or watch.completed_at is not None:
+        return None
+    paths = dialect.alternatives(watch.handle)
+    return dialect.stream_request(paths[watch.path % len(paths)], logs=watch.logs)
 
 
 def next_deadline(watch: Watch) -> float | None:

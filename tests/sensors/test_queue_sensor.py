@@ -358,6 +358,7 @@ def test_a_value_that_an_upstream_task_did_not_bring_is_refused_by_its_name(
         ({"handle": {}, "timeout": 0}, "timeout"),
         ({"handle": {}, "timeout": "60"}, "timeout"),
         ({"handle": {}, "defer_after": -1}, "defer_after"),
+        ({"handle": {}, "watch": "webhook"}, "watch must be one of auto, poll, stream"),
         ({"handle": {}, "soft_fail": True, "never_fail": True}, "mutually exclusive"),
         ({"handle": {}, "intervall": 5}, "intervall"),
     ],

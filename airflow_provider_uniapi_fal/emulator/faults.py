@@ -24,7 +24,7 @@ from typing import Any
 from airflow_provider_uniapi_fal.emulator.refusals import REASONS, Manners
 from airflow_provider_uniapi_fal.emulator.reply import HangUp, Journey, Reply
 
-OPERATIONS = ("submit", "status", "result", "cancel", "list", "media", "probe")
+OPERATIONS = ("submit", "status", "stream", "result", "cancel", "list", "media", "probe")
 FAMILIES = ("fal", "kling", "luma", "openai-images")
 WORDED_REASONS = tuple(reason for reason in REASONS if not reason.startswith("kling-"))
 

@@ -6,24 +6,24 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.execution_time.xcom import XCom
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
-from airflow_provider_uniapi_fal.exceptions import FalError, FalProtocolError, error_of
-from airflow_provider_uniapi_fal.hooks.fal import FalHook, watching_round
+from airflow_provider_uniapi_fal.exceptions import FalProtocolError, error_of
+from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobHandle, JobResult
-from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, RoundEnd, WaitMore, Watch
+from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, RoundEnd, Watch
+from airflow_provider_uniapi_fal.triggers.hub import waits
+
+if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.protocol.streaming import WatchBy
 
 #: A longer result is fetched by the worker: events pass through Airflow's metadata database.
 MAX_EVENT_BYTES = 256 * 1024
-
-#: A longer reply is not read on the event loop that all triggers share.
-MAX_BODY_BYTES = 1024 * 1024
-
 
 #: Airflow 3.3 may fail a task that resumes within about six seconds of deferring (apache/airflow #72716).
 RACE_SECONDS = 7.0
@@ -56,6 +56,7 @@ class FalQueueTrigger(BaseTrigger):
 
     :param handle: the job, as JSON values
     :param poke_interval: seconds between looks, or None for adaptive
+    :param watch: ``auto``, ``poll`` or ``stream``: how to learn of the job's end
     :param deadline: seconds since the epoch at which the wait ends, or None
     :param queue_deadline: seconds since the epoch by which the job must have started, or None
     :param cancel_on_timeout: ask the gateway to cancel the job when its time is over
@@ -73,6 +74,7 @@ class FalQueueTrigger(BaseTrigger):
         *,
         handle: dict[str, Any],
         poke_interval: float | None = None,
+        watch: WatchBy = "auto",
         deadline: float | None = None,
         queue_deadline: float | None = None,
         cancel_on_timeout: bool = False,
@@ -86,6 +88,7 @@ class FalQueueTrigger(BaseTrigger):
         super().__init__()  # type: ignore[no-untyped-call]
         self.handle = handle
         self.poke_interval = poke_interval
+        self.watch = watch
         self.deadline = deadline
         self.queue_deadline = queue_deadline
         self.cancel_on_timeout = cancel_on_timeout
@@ -111,6 +114,7 @@ class FalQueueTrigger(BaseTrigger):
         return cls(
             handle=watch.handle.to_json(),
             poke_interval=watch.poke_interval,
+            watch=watch.by,
             deadline=watch.deadline,
             queue_deadline=watch.queue_deadline,
             cancel_on_timeout=watch.cancel_on_timeout,
@@ -129,6 +133,7 @@ class FalQueueTrigger(BaseTrigger):
             {
                 "handle": self.handle,
                 "poke_interval": self.poke_interval,
+                "watch": self.watch,
                 "deadline": self.deadline,
                 "queue_deadline": self.queue_deadline,
                 "cancel_on_timeout": self.cancel_on_timeout,
@@ -149,14 +154,12 @@ class FalQueueTrigger(BaseTrigger):
             queue_deadline=self.queue_deadline,
             cancel_on_timeout=self.cancel_on_timeout,
             poke_interval=self.poke_interval,
+            by=self.watch,
             logs=self.logs,
         )
         watch.resume(self.progress)
-        try:
-            await _until(self.next_look_at)
-            end = await self._watch(watch)
-        except FalError as error:
-            end = error.failure.while_waiting(watch.handle.request_id)
+        await _until(self.next_look_at)
+        end = await self._watch(watch)
         await _until(self.hold_until)
         event = event_of(watch, end)
         if self.end_from_trigger and "result" in event:
@@ -206,23 +209,10 @@ class FalQueueTrigger(BaseTrigger):
         )
 
     async def _watch(self, watch: Watch) -> RoundEnd:
-        hook = FalHook(watch.handle.fal_conn_id)
-        account = await hook.aaccount()
-        while True:
-            async with hook.pool(MAX_BODY_BYTES) as transport:
-                while True:
-                    end = await transport.run(watching_round(watch))
-                    for line in watch.take_news():
-                        self.log.info("%s", line)
-                    if not isinstance(end, WaitMore):
-                        break
-                    await asyncio.sleep(end.seconds)
-            refused = isinstance(end, Failure) and end.kind is FailureKind.AUTH
-            if not refused or account == await hook.aaccount(again=True):
-                return end
-            # The key in the connection was changed while the job ran: go on with the new one.
-            self.log.info("The connection's key was changed; looking again with the new one.")
-            account = hook.account
+        async with waits(say=lambda line: self.log.info("%s", line)) as waiting:
+            waiting.add(watch)
+            _, end = await waiting.next_end()
+            return end
 
 
 def event_of(watch: Watch, end: RoundEnd) -> dict[str, Any]:

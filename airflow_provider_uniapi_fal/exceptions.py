@@ -3,7 +3,7 @@ The errors that this provider raises: one class for each way in which a call or 
 
 Each carries a :class:`~airflow_provider_uniapi_fal.protocol.errors.Failure`, whose fields say what became of
 the job and of the money. Where Airflow gives a class of its own a meaning, ours derive from it, too: no retry
-follows an ``AirflowFailException``, and a sensor with ``soft_fail`` is skipped on an ``AirflowSensorTimeout``.
+follows an ``AirflowFailException``, nor a sensor's ``AirflowSensorTimeout``, on which ``soft_fail`` skips it.
 """
 
 from __future__ import annotations
@@ -86,16 +86,29 @@ class FalRateLimited(FalError):
     kind = FailureKind.RATE_LIMITED
 
 
-class FalQueueTimeout(FalError, AirflowSensorTimeout):
-    """The job never started in the time it was given. Whether it was removed from the queue: see ``may_run``."""
+class FalQueueTimeout(FalError):
+    """
+    The job never started in the time it was given. Whether it was removed from the queue: see ``may_run``.
+
+    A retry submits again if it was removed, and else looks at the same job again.
+    """
 
     kind = FailureKind.QUEUE_TIMEOUT
 
 
-class FalTimeout(FalError, AirflowSensorTimeout):
-    """The wait has ended before the job did. It may still run and be billed."""
+class FalTimeout(FalError):
+    """
+    The wait has ended before the job did. Whether it may still run and be billed: see ``may_run``, ``billed``.
+
+    A retry submits again if the job was removed from the queue, fails at once if it was stopped while it ran,
+    and else looks at the same job again.
+    """
 
     kind = FailureKind.TIMEOUT
+
+
+class FalSensorTimeout(FalTimeout, AirflowSensorTimeout):
+    """The same from a sensor: Airflow makes no retry after it. The job may still run and be billed."""
 
 
 class FalJobFailed(FalError):

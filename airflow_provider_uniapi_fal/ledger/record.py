@@ -42,6 +42,7 @@ class JobRecord:
     :param written_at: seconds since the epoch
     :param handle: the job, from ``SUBMITTED`` on; an ``ENDED`` one has none if the submit itself failed
     :param failure: how it went wrong, when ``ENDED``
+    :param cleared_alive: a clear has met it alive; whoever waited for it before may be cancelling it
     """
 
     phase: Phase
@@ -50,6 +51,7 @@ class JobRecord:
     written_at: float
     handle: JobHandle | None = None
     failure: Failure | None = None
+    cleared_alive: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -61,6 +63,7 @@ class JobRecord:
             "written_at": self.written_at,
             "handle": self.handle.to_json() if self.handle else None,
             "failure": self.failure.to_json() if self.failure else None,
+            "cleared_alive": self.cleared_alive,
         }
 
     @classmethod
@@ -83,6 +86,7 @@ class JobRecord:
                 written_at=float(data["written_at"]),
                 handle=handle,
                 failure=failure,
+                cleared_alive=data.get("cleared_alive") is True,
             )
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"the record lacks or garbles {error}") from error
@@ -112,6 +116,20 @@ def ends_the_job(failure: Failure) -> bool:
     result may lie there paid for, and the next try must look at it again.
     """
     return failure.request_id is not None and failure.kind in _ENDINGS
+
+
+def cancelled_by_a_clear(record: JobRecord) -> bool:
+    """
+    Whether a job ended by the cancellation that the user's own clear had caused.
+
+    A clear lets whoever waits for the job cancel it, while the next try may begin and find the job alive. Which of
+    the two comes first is luck; in both cases the user has asked for another job.
+    """
+    return (
+        record.cleared_alive
+        and record.failure is not None
+        and record.failure.kind is FailureKind.JOB_CANCELLED
+    )
 
 
 class Do(str, Enum):
@@ -193,6 +211,8 @@ def decide(
     if record.failure is not None and not _may_be_live(record, cleared):
         if cleared:
             return Decision(Do.SUBMIT, "Cleared; the last job ended without a result.")
+        if cancelled_by_a_clear(record):
+            return Decision(Do.SUBMIT, "Cleared, and the last job was cancelled by that.")
         if record.failure.transient:
             return Decision(Do.SUBMIT, "The last job ended unbilled, for a reason that may have passed.")
         return Decision(Do.FAIL_AGAIN, "the last job ended for a reason that no retry can mend")

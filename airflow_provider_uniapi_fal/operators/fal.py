@@ -13,7 +13,12 @@ from airflow.sdk import conf
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
-from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase, ends_the_job
+from airflow_provider_uniapi_fal.ledger.record import (
+    JobRecord,
+    Phase,
+    cancelled_by_a_clear,
+    ends_the_job,
+)
 from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
 from airflow_provider_uniapi_fal.operators.submitting import SubmittingOperator, handle_in, in_phase
 from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
@@ -123,8 +128,10 @@ class FalGenerateOperator(SubmittingOperator):
     :param defer_after: seconds to watch from the worker before deferring, default 6: short jobs need no trigger
     :return: the result as JSON values, see :class:`~airflow_provider_uniapi_fal.protocol.job.JobResult`; data
         URIs are left out of it
-    :raises FalQueueTimeout: the job never started; ``may_run`` says whether it was removed from the queue
-    :raises FalTimeout: the job did not end in time; ``may_run`` says whether it was stopped
+    :raises FalQueueTimeout: the job never started. A retry submits again if it was removed from the queue, and
+        else looks at the same job again; ``may_run`` tells the two apart
+    :raises FalTimeout: the job did not end in time. A retry submits again if it was removed from the queue, fails
+        at once if it was stopped while it ran (it may have been billed), and else looks at the same job again
     :raises FalJobFailed: the job failed; ``billed`` says whether it was charged
     :raises FalContentRefused: the model refused the content; it may be billed
     :raises FalJobCancelled: somebody cancelled the job
@@ -189,7 +196,7 @@ class FalGenerateOperator(SubmittingOperator):
                 if not isinstance(end, WaitMore):
                     return self._deliver(context, ledger, record, hook.delivered(watch, end))
             except FalError as error:
-                raise self._written_down(context, ledger, record, error) from None
+                return self._ended_badly(context, ledger, record, error)
         now = time.time()
         self.defer(
             trigger=FalQueueTrigger.of(
@@ -211,7 +218,7 @@ class FalGenerateOperator(SubmittingOperator):
             try:
                 result = result_of(event)
             except FalError as error:
-                raise self._written_down(context, ledger, record, error) from None
+                return self._ended_badly(context, ledger, record, error)
             return self._deliver(context, ledger, record, result)
 
     def on_kill(self) -> None:
@@ -248,24 +255,31 @@ class FalGenerateOperator(SubmittingOperator):
             ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))
         return result.to_json()
 
-    def _written_down(
+    def _ended_badly(
         self, context: Context, ledger: TaskLedger, record: JobRecord | None, error: FalError
-    ) -> FalError:
-        """Let the next try know how this job ended, if it did; return the error to raise."""
+    ) -> dict[str, Any]:
+        """Let the next try know how this job ended, if it did; raise the error, or begin anew after a clear."""
         self._running = None
         if record is None or not ends_the_job(error.failure):
-            return error
+            raise error
         failure = _as_the_next_try_acts(error.failure)
-        ledger.write(in_phase(record, Phase.ENDED, context["ti"].max_tries, failure))
-        return error_of(failure)
+        ended = in_phase(record, Phase.ENDED, context["ti"].max_tries, failure)
+        # What is cancelled after a time-out of this try is not cancelled by the clear before it.
+        cleared_alive = ended.cleared_alive and failure.outcome != "timed_out"
+        ended = replace(ended, cleared_alive=cleared_alive)
+        ledger.write(ended)
+        if cancelled_by_a_clear(ended):
+            self._say(str(failure))
+            return self.execute(context)
+        raise error_of(failure) from None
 
     def _say(self, line: str) -> None:
         self.log.info("%s", line)
 
 
 def _as_the_next_try_acts(failure: Failure) -> Failure:
-    """Return the failure of a wait in the words of a task that submits as well; a time-out has them already."""
-    if failure.may_run or failure.outcome == "timed_out":
+    """Return the failure of a wait in the words of a task that submits as well."""
+    if failure.may_run:
         return failure
     again = (
         "submits again." if failure.transient else "fails at once, with this error; a clear submits again."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
@@ -24,7 +25,7 @@ from airflow_provider_uniapi_fal.ledger.record import (
 )
 from airflow_provider_uniapi_fal.protocol.arguments import one_of
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
-from airflow_provider_uniapi_fal.protocol.dialects.fal import bare_model
+from airflow_provider_uniapi_fal.protocol.dialects.fal import FalDialect, bare_model
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input, unknown_outcome
 
 if TYPE_CHECKING:
@@ -84,6 +85,7 @@ class SubmittingOperator(BaseOperator):
         self.on_unknown_submit = on_unknown_submit
         self.on_changed_arguments = on_changed_arguments
         self.on_clear = on_clear
+        _check_when_parsed(self._options(), templated=self.template_fields)
 
     def submitted(self, context: Context, hook: FalHook, ledger: TaskLedger) -> JobRecord:
         """
@@ -136,6 +138,7 @@ class SubmittingOperator(BaseOperator):
             if cleared:
                 # A clear counts once: a retry that follows it is a retry.
                 record = in_phase(record, record.phase, max_tries, record.failure)
+                record = replace(record, cleared_alive=True)
                 ledger.write(record)
             return record
         if record is not None and record.failure is not None and decision.do is Do.FAIL_AGAIN:
@@ -198,7 +201,20 @@ def handle_in(record: JobRecord) -> JobHandle:
 
 def in_phase(record: JobRecord, phase: Phase, max_tries: int, failure: Failure | None = None) -> JobRecord:
     """Return the record of the same job in another phase."""
-    return JobRecord(phase, record.fingerprint, max_tries, time.time(), record.handle, failure)
+    return replace(record, phase=phase, max_tries=max_tries, written_at=time.time(), failure=failure)
+
+
+def _check_when_parsed(options: SubmitOptions, *, templated: Sequence[str]) -> None:
+    """
+    Refuse options that make no sense; those that are templated are checked when the task runs.
+
+    :raises ValueError: naming each wrong one
+    """
+    fixed = {name: value for name, value in options.items() if name not in templated}
+    # Any model and any arguments do: these, too, may be templates still.
+    refused = FalDialect().submit_request("model", {}, fixed)
+    if isinstance(refused, Failure):
+        raise ValueError(refused.what)
 
 
 def _changed(why: str) -> Failure:

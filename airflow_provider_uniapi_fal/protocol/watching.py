@@ -282,14 +282,16 @@ def timed_out(
     clock = "queue_timeout" if kind is FailureKind.QUEUE_TIMEOUT else "timeout"
     spent = lasting(now - watch.handle.submitted_at)
     again = (
-        "a job is submitted anew"
-        if removed or stopped
-        else "the same job is looked at again, if it is still there"
+        "may submit: nothing is paid twice then."
+        if removed
+        else "finds it cancelled; a new submit may be paid for a second time."
+        if stopped
+        else "looks at the same job again, if it is still there."
     )
     return Failure(
         kind,
         what=f"The wait has timed out ({clock}) {spent} after the submit; {_last_seen(watch)}. {fate}",
-        retry_does=f"is not made by Airflow after a time-out. Once the task is cleared, {again}.",
+        retry_does=again,
         advice=f"Give it more time with {clock}=…" + ("." if removed or stopped else ", or cancel it."),
         billed="no" if removed else "maybe",
         may_run=not (removed or stopped),

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator, PokeReturnValue, conf
 from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 
-from airflow_provider_uniapi_fal.exceptions import error_of
+from airflow_provider_uniapi_fal.exceptions import FalSensorTimeout, FalTimeout, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
 from airflow_provider_uniapi_fal.protocol.cadence import LONGEST
@@ -66,7 +66,8 @@ class FalQueueSensor(BaseSensorOperator):
     :param defer_after: seconds to watch from the worker before deferring, default 6: short jobs need no trigger
     :return: the result as JSON values, see :class:`~airflow_provider_uniapi_fal.protocol.job.JobResult`; data
         URIs are left out of it
-    :raises FalTimeout: the wait is over; the job may still run and be billed; a clear looks again
+    :raises FalSensorTimeout: the wait is over; the job may still run and be billed. Airflow makes no retry after
+        a sensor's time-out; a clear looks again
     :raises FalJobFailed: the job failed; ``billed`` says whether it was charged
     :raises FalContentRefused: the model refused the content; it may be billed
     :raises FalInputError: the model refused its input, or the sensor's own arguments are wrong
@@ -129,7 +130,7 @@ class FalQueueSensor(BaseSensorOperator):
         self._started_at = time.time()
         if not self.deferrable:
             return super().execute(context)
-        with self._skips_as_in_poke_mode(), failure_in_xcom(context):
+        with self._skips_as_in_poke_mode(), failure_in_xcom(context), _times_out_as_sensors_do():
             watch = self._new_watch(self._started_at)
             end = self._hook_of(watch).watch_for(watch, self.defer_after, self._say)
             if not isinstance(end, WaitMore):
@@ -143,14 +144,14 @@ class FalQueueSensor(BaseSensorOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Take what the trigger brought: return the result as JSON values, or raise what went wrong."""
-        with self._skips_as_in_poke_mode(), failure_in_xcom(context):
+        with self._skips_as_in_poke_mode(), failure_in_xcom(context), _times_out_as_sensors_do():
             result = result_of(event)
         self._say(summary(result))
         return result.to_json()
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Look once; done when the result is there."""
-        with failure_in_xcom(context):
+        with failure_in_xcom(context), _times_out_as_sensors_do():
             return self._poke(context)
 
     def _poke(self, context: Context) -> bool | PokeReturnValue:
@@ -225,3 +226,13 @@ class FalQueueSensor(BaseSensorOperator):
             if self.never_fail or (self.soft_fail and hopeless):
                 raise AirflowSkipException(f"Skipped, as soft_fail or never_fail says: {error}") from error
             raise
+
+
+@contextmanager
+def _times_out_as_sensors_do() -> Iterator[None]:
+    """Raise a time-out as one of Airflow's sensors, which is skipped on ``soft_fail`` and never retried."""
+    try:
+        yield
+    except FalTimeout as error:
+        again = "is not made by Airflow after a sensor's time-out; a clear looks at the same job again."
+        raise FalSensorTimeout(replace(error.failure, retry_does=again)) from None

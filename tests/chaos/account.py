@@ -92,7 +92,7 @@ def _row(job: PlannedJob, ending: Ending, accepted: Sequence[Mapping[str, Any]],
     lost = () if ending.outcome == "unknown" else tuple(each for each in made if each != ending.request_id)
     spared = min(len(accepted), job.end.unbilled) + sum(each["cancelled"] for each in accepted)
     problems = []
-    if len(accepted) > 1 + job.end.unbilled:
+    if len(accepted) > job.end.posts:
         problems.append(f"{len(accepted)} posts were accepted")
     if len(accepted) - spared > 1:
         problems.append(f"paid {len(accepted) - spared} times")
@@ -108,7 +108,7 @@ def _is_explained(job: PlannedJob, ending: Ending, happened: Happened) -> bool:
     if ending.outcome in job.outcomes:
         return True
     killed = job.prompt in happened.killed
-    if ending.outcome == "cancelled" and "timed_out" in job.outcomes:
+    if ending.outcome == "cancelled" and job.end.removed:
         # Killed when its clock had cancelled the job, and before that was written down.
         return killed
     if ending.outcome != "unknown":
@@ -136,7 +136,7 @@ def verdict(plan: Plan, rows: Sequence[Row], happened: Happened) -> list[Promise
     posts = Counter(row.posts for row in rows)
     distribution = ", ".join(f"{jobs} with {count}" for count, jobs in sorted(posts.items()))
     again = sum(row.posts > 1 for row in rows)
-    too_many = sum(row.posts > 1 + row.job.end.unbilled for row in rows)
+    too_many = sum(row.posts > row.job.end.posts for row in rows)
     twice = sum(row.posts - row.spared > 1 for row in rows)
     lost = sum(len(row.lost) for row in rows)
     delivered = sum(row.ending.outcome == "succeeded" for row in rows)
@@ -150,8 +150,10 @@ def verdict(plan: Plan, rows: Sequence[Row], happened: Happened) -> list[Promise
     return [
         Promise("asked = sum of outcomes", f"{len(plan.jobs)} = {ended}", ended == len(plan.jobs)),
         Promise(
-            "accepted posts: at most one, another only after an unbilled failure",
-            f"{distribution} ({again} after an unbilled failure)" if again and not too_many else distribution,
+            "accepted posts: at most one, another only after an unbilled failure or a removal",
+            f"{distribution} ({again} after one that cost nothing)"
+            if again and not too_many
+            else distribution,
             not too_many,
         ),
         Promise("paid twice", str(twice), not twice),

@@ -28,6 +28,7 @@ class Fate:
     :param rules: what the emulator does, for this job's prompt
     :param failed: how many of its accepted posts become jobs that fail
     :param unbilled: how many of those cost nothing, so that a retry may post again
+    :param removed: how many of its accepted posts its own clock removes from the queue, with the same leave
     :param cancelled: the runner cancels it at the gateway, as somebody with the same key could
     """
 
@@ -36,7 +37,13 @@ class Fate:
     rules: tuple[str, ...] = ()
     failed: int = 0
     unbilled: int = 0
+    removed: int = 0
     cancelled: bool = False
+
+    @property
+    def posts(self) -> int:
+        """How many of its posts may be accepted, at most."""
+        return 1 + self.unbilled + self.removed
 
 
 FATES: dict[str, Fate] = {
@@ -55,9 +62,11 @@ FATES: dict[str, Fate] = {
     "fails once, unbilled": Fate(
         4, ("succeeded",), ("job failure=result-500 times=1",), failed=1, unbilled=1
     ),
-    "stuck in the queue": Fate(3, ("timed_out",), ("job stuck=true",)),
+    "stuck in the queue": Fate(3, ("succeeded",), ("job stuck=true times=1",), removed=1),
     # Should nobody come to cancel it in time, its clock ends it.
-    "cancelled by somebody": Fate(3, ("cancelled", "timed_out"), ("job stuck=true",), cancelled=True),
+    "cancelled by somebody": Fate(
+        3, ("cancelled", "succeeded"), ("job stuck=true times=1",), removed=1, cancelled=True
+    ),
 }
 """The ends; one decides each job."""
 
@@ -114,8 +123,14 @@ class PlannedJob:
     @property
     def outcomes(self) -> tuple[str, ...]:
         """How it may end, if no kill and no restart comes between."""
-        # A sensor submits nothing: to it, a job that failed has failed.
-        return ("failed",) if self.end.unbilled and self.way == "submit_and_wait" else self.end.outcomes
+        if self.way != "submit_and_wait":
+            return self.end.outcomes
+        # A sensor submits nothing: to it, a job that failed has failed, and one that is stuck takes too long.
+        if self.end.unbilled:
+            return ("failed",)
+        if self.end.removed:
+            return ("cancelled", "timed_out") if self.end.cancelled else ("timed_out",)
+        return self.end.outcomes
 
     @property
     def rules(self) -> tuple[str, ...]:

@@ -88,6 +88,14 @@ def test_a_post_after_an_unbilled_failure_is_granted_but_no_third() -> None:
     assert "paid 2 times" in problems_of(plan, ending, made("1"), made("2"), made("3"))
 
 
+def test_a_post_after_a_removal_from_the_queue_is_granted_but_no_third() -> None:
+    plan = planned("stuck in the queue")
+    ending = Ending("succeeded", request_id="2")
+    removed = made("1", cancelled=True)
+    assert not problems_of(plan, ending, removed, made("2"))
+    assert "paid 2 times" in problems_of(plan, ending, removed, made("2"), made("3"))
+
+
 def test_a_job_that_ended_well_without_being_delivered_is_named_as_lost() -> None:
     named = problems_of(planned(), Ending("failed", "No task says why."), made("1"))
     assert "the result of 1 was lost" in named

@@ -536,7 +536,7 @@ def test_each_kind_has_an_error_that_survives_pickling(kind: FailureKind) -> Non
                 "FalResultExpired",
             },
         ),
-        (AirflowSensorTimeout, {"FalTimeout", "FalQueueTimeout"}),
+        (AirflowSensorTimeout, {"FalSensorTimeout"}),
         (
             AirflowException,
             {
@@ -546,8 +546,7 @@ def test_each_kind_has_an_error_that_survives_pickling(kind: FailureKind) -> Non
                 "FalAuthError",
                 "FalSubmitOutcomeUnknown",
                 "FalResultExpired",
-                "FalTimeout",
-                "FalQueueTimeout",
+                "FalSensorTimeout",
             },
         ),
     ],

@@ -179,6 +179,25 @@ def test_an_ended_job_is_made_again_only_if_it_cannot_run_and_was_not_billed_or_
         assert got.handle == (HANDLE if wanted is Do.REATTACH else None), where(cell)
 
 
+@pytest.mark.parametrize("kind", FailureKind)
+@pytest.mark.parametrize("cleared_alive", [False, True])
+def test_a_retry_submits_after_a_cancellation_only_if_a_clear_has_met_the_job_alive(
+    kind: FailureKind, cleared_alive: bool
+) -> None:
+    written = record(
+        Phase.ENDED, handle=HANDLE, failure=ended(kind=kind, billed="maybe"), cleared_alive=cleared_alive
+    )
+    got = decide(JobRecord.from_json(written.to_json()), asked="asked", cleared=False, state=None).do
+    by_the_clear = cleared_alive and kind is FailureKind.JOB_CANCELLED
+    assert got is (Do.SUBMIT if by_the_clear else Do.FAIL_AGAIN)
+
+
+def test_a_record_written_before_clears_were_noted_is_read_as_not_cleared() -> None:
+    written = record(Phase.SUBMITTED).to_json()
+    del written["cleared_alive"]
+    assert JobRecord.from_json(written) == record(Phase.SUBMITTED)
+
+
 ENDINGS = {
     "content_refused",
     "input",

@@ -12,7 +12,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.sdk.exceptions import TaskDeferred
+from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, TaskDeferred
 
 from airflow_provider_uniapi_fal.exceptions import (
     FalAuthError,
@@ -93,6 +93,15 @@ def run(mode: dict[str, Any], task: Task, **options: Any) -> Any:
     return operator(**mode, **options).resume_execution(deferral.method_name, {"event": event}, task.context)
 
 
+def until_delivered(generate: Generate, task: Task, **options: Any) -> Any:
+    """Run a try to its end, however often it defers."""
+    try:
+        return generate(task, **options)
+    except TaskDeferred as deferred:
+        event = fired(deferred)
+        return operator(**options).resume_execution(deferred.method_name, {"event": event}, task.context)
+
+
 def fails(generate: Generate, task: Task, error: type[FalError] = FalError, **options: Any) -> Failure:
     with pytest.raises(error) as raised:
         generate(task, **options)
@@ -154,6 +163,64 @@ def test_the_next_try_re_attaches_to_a_live_job(start: Start, generate: Generate
     xcoms = task.xcoms
     assert generate(task.next_try(cleared=cleared))["media"]
     assert task.xcoms == xcoms
+    assert posts(emulator) == 1
+
+
+def submitted_by_a_first_try(start: Start) -> tuple[Emulator, Task, JobHandle]:
+    """Begin a task whose first job runs until it is cancelled; every later job is short."""
+    emulator = start(obeys_cancel=True, faults=["job times=1 run_seconds=60"], **SHORT)
+    task = Task()
+    with pytest.raises(TaskDeferred):
+        operator(defer_after=0.0).execute(task.context)
+    return emulator, task, JobHandle.from_json(task.store.get(LEDGER_KEY)["handle"])
+
+
+def cancel_once_it_is_looked_at(emulator: Emulator, handle: JobHandle) -> threading.Thread:
+    """Cancel a job as the trigger that a clear has killed would, but later than the next try begins to wait."""
+    looks = len(calls(emulator, "status"))
+
+    def cancel() -> None:
+        # A clear asks first how the job stands; the second look is that of the wait.
+        wait_until(lambda: len(calls(emulator, "status")) >= looks + 2)
+        FalHook().cancel(handle)
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    return thread
+
+
+def test_a_job_that_the_clear_itself_has_cancelled_is_made_again_in_the_same_try(
+    start: Start, generate: Generate
+) -> None:
+    emulator, task, first = submitted_by_a_first_try(start)
+    cancelling = cancel_once_it_is_looked_at(emulator, first)
+    result = until_delivered(generate, task.next_try(cleared=True))
+    cancelling.join()
+    assert posts(emulator) == 2
+    assert task.xcoms["request_id"] == result["handle"]["request_id"] != first.request_id
+    assert "failure" not in task.xcoms
+    assert phase(task) is Phase.DELIVERED
+
+
+def test_a_job_that_somebody_cancels_before_a_retry_is_not_made_again(
+    start: Start, generate: Generate
+) -> None:
+    emulator, task, first = submitted_by_a_first_try(start)
+    cancelling = cancel_once_it_is_looked_at(emulator, first)
+    assert fails(generate, task.next_try()).kind.value == "job_cancelled"
+    cancelling.join()
+    assert fails(generate, task.next_try()).kind.value == "job_cancelled"
+    assert posts(emulator) == 1
+
+
+def test_what_a_time_out_cancels_after_a_clear_is_not_taken_for_the_clears_own(
+    start: Start, generate: Generate
+) -> None:
+    emulator, task, _ = submitted_by_a_first_try(start)
+    emulator.add_fault(fault="body", on="status", status="IN_PROGRESS")
+    assert fails(generate, task.next_try(cleared=True), timeout=0.3).may_run
+    emulator.clear_faults()
+    assert fails(generate, task.next_try()).kind.value == "job_cancelled"
     assert posts(emulator) == 1
 
 
@@ -411,14 +478,25 @@ def test_a_time_out_says_what_became_of_the_job_and_the_next_try_acts_on_it(
     assert (failed.billed, failed.may_run) == money
     assert task.xcoms["failure"]["outcome"] == "timed_out"
     assert len(calls(emulator, "cancel")) == (0 if options.get("cancel_on_timeout") is False else 1)
-    anew = "Once the task is cleared, a job is submitted anew" in str(failed)
-    assert anew is bool(more_posts[1])
+    again = {(1, 1): "submits again", (0, 1): "fails at once", (0, 0): "looks at the same job again"}
+    assert f"A retry {again[more_posts]}" in str(failed)
     assert phase(task) is Phase.ENDED
     told = posts(emulator)
     for cleared, more in zip((False, True), more_posts, strict=True):
         fails(generate, task.next_try(cleared=cleared), error, **options)
         told += more
         assert posts(emulator) == told
+
+
+@pytest.mark.parametrize("options", [{"queue_timeout": 0.2}, {"timeout": 0.2}])
+def test_a_time_out_is_retried_as_any_failure_of_an_operator_is(
+    start: Start, generate: Generate, options: dict[str, Any]
+) -> None:
+    start(stuck=True)
+    with pytest.raises(FalError) as raised:
+        generate(Task(), **options)
+    # Airflow makes no retry after these.
+    assert not isinstance(raised.value, (AirflowSensorTimeout, AirflowFailException))
 
 
 def test_a_job_completed_just_before_its_cancel_is_delivered(start: Start, generate: Generate) -> None:

@@ -22,7 +22,7 @@ from airflow_provider_uniapi_fal.exceptions import (
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase, fingerprint
 from airflow_provider_uniapi_fal.ledger.task_state import KEY as LEDGER_KEY
-from airflow_provider_uniapi_fal.operators.fal import FalSubmitOperator
+from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator, FalSubmitOperator
 from airflow_provider_uniapi_fal.protocol import retrying
 from airflow_provider_uniapi_fal.protocol.job import JobHandle
 from tests.fakes import (
@@ -365,14 +365,8 @@ def test_a_record_that_cannot_be_read_stops_the_submit(start: Start) -> None:
         ({"arguments": {"image_urls": "https://example.com/a.png"}}, "arguments.image_urls"),
         ({"arguments": {"loras": [{"scale": float("nan")}]}}, "arguments.loras[0].scale"),
         ({"arguments": {"when": object()}}, "arguments.when"),
-        ({"start_timeout": 0}, "start_timeout"),
-        ({"start_timeout": "9"}, "start_timeout"),
         ({"priority": "high"}, "priority"),
         ({"runner_hint": "line\nbreak"}, "runner_hint"),
-        ({"no_retry": "yes"}, "no_retry"),
-        ({"store_io": 1}, "store_io"),
-        ({"object_lifetime": -1}, "object_lifetime"),
-        ({"max_queue_length": 1.5}, "max_queue_length"),
     ],
 )
 def test_bad_input_is_refused_before_any_request_by_the_name_of_its_field(
@@ -396,13 +390,22 @@ def test_bad_input_is_refused_before_any_request_by_the_name_of_its_field(
         ({"on_changed_arguments": "ignore"}, "on_changed_arguments"),
         ({"on_clear": None}, "on_clear"),
         ({"prio": "low"}, "prio"),
+        ({"start_timeout": 0}, "start_timeout: "),
+        ({"start_timeout": "9"}, "start_timeout: "),
+        ({"start_timeout": -1.0}, "start_timeout: "),
+        ({"no_retry": "yes"}, "no_retry: "),
+        ({"store_io": 1}, "store_io: "),
+        ({"object_lifetime": -1}, "object_lifetime: "),
+        ({"max_queue_length": 1.5}, "max_queue_length: "),
+        ({"max_queue_length": 0}, "max_queue_length: "),
     ],
 )
-def test_an_unknown_word_or_option_is_refused_when_the_dag_is_parsed(
-    changes: dict[str, Any], name: str
+@pytest.mark.parametrize("operator", [FalSubmitOperator, FalGenerateOperator])
+def test_a_setting_that_makes_no_sense_is_refused_by_its_name_when_the_dag_is_parsed(
+    operator: type[FalSubmitOperator | FalGenerateOperator], changes: dict[str, Any], name: str
 ) -> None:
     with pytest.raises((ValueError, TypeError), match=name):
-        FalSubmitOperator(task_id="submit", model=MODEL, arguments=ARGUMENTS, **changes)
+        operator(task_id="job", model=MODEL, arguments=ARGUMENTS, **changes)
 
 
 def test_a_missing_model_is_refused_when_the_dag_is_parsed() -> None:

@@ -323,7 +323,10 @@ def test_a_time_out_tells_the_fate_of_a_job_that_was_to_be_cancelled(
     assert says in found.what
     # Only what can be submitted again without paying twice is called transient.
     assert found.transient is (answers[0] is REMOVED)
-    assert ("a job is submitted anew" in found.retry_does) is not may_run
+    again = (
+        "looks at the same job again" if may_run else "may submit" if billed == "no" else "finds it cancelled"
+    )
+    assert found.retry_does.startswith(again)
     [told] = [line for line in watch.take_news() if "asked to cancel it" in line]
     assert "r-1" in told
 
@@ -361,7 +364,7 @@ def test_nothing_is_cancelled_unasked(clock: str) -> None:
     found = failure(wait.round(queued()))
     assert wait.paths == [HANDLE.status_path]
     assert found.what.endswith("It was not cancelled.")
-    assert "looked at again" in found.retry_does
+    assert "looks at the same job again" in found.retry_does
 
 
 # --- answers without meaning --------------------------------------------------------------------------------

@@ -156,6 +156,7 @@ def test_the_end_of_the_wait_says_that_the_job_may_still_run(start: Start, wait:
         wait(task, handle=submitted().to_json(), timeout=0.5, poke_interval=0.2)
     assert 0.5 <= time.monotonic() - began < 5
     assert isinstance(raised.value, AirflowSensorTimeout)
+    assert "A retry is not made by Airflow after a sensor's time-out" in str(raised.value)
     assert task.xcoms["failure"]["outcome"] == "timed_out"
 
 

@@ -91,7 +91,8 @@ class Account:
         """Return the account of all jobs, as they stand."""
         groups: dict[str, dict[str, Any]] = {}
         for entry in self._entries.values():
-            new = {"posts": 0, "model": entry.job.model, "prompt": entry.prompt, "request_ids": []}
+            about = {"model": entry.job.model, "family": entry.job.family, "endpoint": entry.job.endpoint}
+            new = {"posts": 0, **about, "prompt": entry.prompt, "request_ids": []}
             group = groups.setdefault(entry.arguments_hash, new)
             group["posts"] += 1
             group["request_ids"].append(entry.job.request_id)
@@ -108,10 +109,13 @@ class Account:
 
 
 def _identity(job: Job) -> tuple[str, str]:
-    """Return a hash of model and arguments that the order of keys does not change, and the prompt's beginning."""
-    arguments = json.loads(job.body)
-    canonical = json.dumps([job.model, arguments], sort_keys=True).encode()
-    prompt = arguments.get("prompt") if isinstance(arguments, dict) else None
+    """Return a hash of all that was asked for, which the order of keys does not change, and the prompt's beginning."""
+    arguments = job.arguments
+    asked = [job.family, job.endpoint, job.source, job.model, arguments]
+    canonical = json.dumps(asked, sort_keys=True).encode()
+    prompt = None
+    if isinstance(arguments, dict):
+        prompt = arguments.get("prompt", arguments.get("user_prompt"))
     label = prompt[:LABEL_LENGTH] if isinstance(prompt, str) else ""
     return hashlib.sha256(canonical).hexdigest(), label
 
@@ -130,6 +134,8 @@ def _job_report(entry: _Entry) -> dict[str, Any]:
     return {
         "request_id": job.request_id,
         "model": job.model,
+        "family": job.family,
+        "endpoint": job.endpoint,
         "prompt": entry.prompt,
         "arguments_hash": entry.arguments_hash,
         "accepted_posts": 1,

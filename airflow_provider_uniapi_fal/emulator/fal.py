@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
@@ -13,10 +13,10 @@ from airflow_provider_uniapi_fal.emulator.jobs import Job, Phase
 from airflow_provider_uniapi_fal.emulator.media import MediaFile, UnreadablePictureError
 from airflow_provider_uniapi_fal.emulator.refusals import NOT_FOUND, REFUSALS
 from airflow_provider_uniapi_fal.emulator.reply import Reply
-from airflow_provider_uniapi_fal.emulator.server import Call, Gateway, Route
+from airflow_provider_uniapi_fal.emulator.server import Call, Family, Gateway, PublicFile, Route
 
 FAL_ORIGIN = "https://queue.fal.run"
-FAMILY = "/fal-ai"
+PREFIX = "/fal-ai"
 # Owners whose ids keep their first segment; every other id belongs to fal-ai, whether it says so or not.
 OTHER_OWNERS = frozenset({"bytedance", "xai"})
 # In these name spaces the owner comes second: the id of the app is three segments long.
@@ -77,7 +77,7 @@ async def submit(gateway: Gateway, call: Call) -> Reply:
     longest = call.request.query.get("fal_max_queue_length", "")
     if longest.isdecimal() and gateway.waiting() > int(longest):
         return REFUSALS["queue-full"]
-    call.job = gateway.begin(model.path, call)
+    call.job = gateway.begin(model.path, call, gateway.behaviour(model.path, call))
     return Reply.json(_status_body(gateway, call.job, call, with_logs=False), headers=_headers(call.job))
 
 
@@ -111,7 +111,7 @@ async def result(gateway: Gateway, call: Call) -> Reply:
 
 
 async def _result(gateway: Gateway, job: Job, call: Call) -> Reply:
-    arguments = inputs.read_arguments(job.body)
+    arguments = job.arguments
     failed = _failed_result(job, arguments)
     if failed is not None:
         return failed
@@ -164,61 +164,41 @@ def _cancelled(job: Job, word: str, code: int) -> Reply:
     return Reply.json({"status": word}, code)
 
 
-async def media(gateway: Gateway, call: Call) -> Reply:
-    """Give a media file to anyone."""
-    job, now = call.job, gateway.now()
-    if (
-        job is None
-        or job.finished_at is None
-        or now > job.finished_at + job.behaviour.media_seconds
-        or _failed_result(job, inputs.read_arguments(job.body)) is not None
-    ):
-        return NOT_FOUND
+def files(job: Job) -> dict[str, PublicFile]:
+    """Return the files of a finished job, none if it failed."""
+    if _failed_result(job, job.arguments) is not None:
+        return {}
     order = order_of(job)
-    for index, recipe in enumerate(order.recipes):
-        if order.name(index) == call.part("name"):
-            try:
-                file = await gateway.studio.develop(recipe)
-            except UnreadablePictureError:
-                return NOT_FOUND
-            return Reply(200, file.data, content_type=recipe.content_type)
-    return NOT_FOUND
+    kept = job.behaviour.media_seconds
+    return {order.name(index): PublicFile(recipe, kept) for index, recipe in enumerate(order.recipes)}
 
 
-async def models(gateway: Gateway, call: Call) -> Reply:
-    """List a few models, as a free proof that the key is right."""
-    ids = ("flux-pro/kontext/text-to-image", "kling-video/v2.1/standard/image-to-video")
-    return Reply.json({"object": "list", "data": [{"id": each, "object": "model"} for each in ids]})
-
-
-async def usage(gateway: Gateway, call: Call) -> Reply:
-    """Report an account without limit."""
-    return Reply.json({"success": True, "data": {"balance": -1, "used": 0, "cache_used": 0}})
-
-
-_REQUEST = FAMILY + "/{model:.+}/requests/{request_id}"
-ROUTES = [
-    Route("POST", FAMILY + "/{model:.+}", "submit", submit, "Key"),
-    Route("GET", _REQUEST + "/status", "status", status, "Key"),
-    Route("GET", _REQUEST + "/response", "result", result, "Key"),
-    Route("GET", _REQUEST, "result", result, "Key"),
-    Route("PUT", _REQUEST + "/cancel", "cancel", cancel, "Key"),
-    Route("GET", "/files/{request_id}/{name}", "media", media, None),
-    Route("GET", "/v1/models", "probe", models, "Bearer"),
-    Route("GET", "/v1/billing/usage", "probe", usage, "Bearer"),
-]
+_REQUEST = PREFIX + "/{model:.+}/requests/{request_id}"
+FAMILY = Family(
+    "fal",
+    (
+        Route("POST", PREFIX + "/{model:.+}", "submit", submit, "Key"),
+        Route("GET", _REQUEST + "/status", "status", status, "Key"),
+        Route("GET", _REQUEST + "/response", "result", result, "Key"),
+        Route("GET", _REQUEST, "result", result, "Key"),
+        Route("PUT", _REQUEST + "/cancel", "cancel", cancel, "Key"),
+    ),
+    files,
+)
 
 
 def order_of(job: Job) -> inputs.Order:
     """Return the media files that a job makes."""
-    return inputs.order(
+    order = inputs.order(
         job.model,
-        inputs.read_arguments(job.body),
+        job.arguments,
         seed=job.seed,
         black=job.behaviour.flagged,
         video_seconds=job.behaviour.video_seconds,
         inline=job.behaviour.data_uris,
     )
+    side = job.behaviour.media_side
+    return replace(order, recipes=tuple(inputs.within(recipe, side) for recipe in order.recipes))
 
 
 def _is_addressed(job: Job, call: Call) -> bool:
@@ -263,7 +243,7 @@ def _request_url(gateway: Gateway, job: Job, call: Call) -> str | None:
         return None
     path = model.app if job.behaviour.url_path == "app" else model.path
     if urls == "gateway":
-        return f"{call.origin}{gateway.settings.base_prefix}{FAMILY}/{path}/requests/{job.request_id}"
+        return f"{call.origin}{gateway.settings.base_prefix}{PREFIX}/{path}/requests/{job.request_id}"
     origin = FAL_ORIGIN if urls == "fal" else job.behaviour.foreign_origin.rstrip("/")
     return f"{origin}/{model.owner_at_fal}{path}/requests/{job.request_id}"
 
@@ -355,7 +335,7 @@ def _media_url(
 ) -> str:
     if order.inline:
         return f"data:{file.recipe.content_type};base64,{base64.b64encode(file.data).decode()}"
-    return f"{call.origin}{gateway.settings.base_prefix}/files/{job.request_id}/{order.name(index)}"
+    return gateway.media_url(call, job, order.name(index))
 
 
 def _media_body(

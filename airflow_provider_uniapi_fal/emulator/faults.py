@@ -3,7 +3,8 @@ Rules: which call goes wrong how, and which jobs differ from the rest.
 
 A rule is written as a mapping, ``{"fault": "lost-reply", "on": "submit", "match": "storm", "times": 1}``, or in
 words, ``lost-reply on=submit match=storm times=1``. ``match`` is a part of the raw body of the submit; for later calls
-it is looked for in the body of the submit that began the job. The fault ``job`` changes no call but the behaviour of
+it is looked for in the body of the submit that began the job. ``family=kling`` narrows a rule to one family. The fault
+``job`` changes no call but the behaviour of
 the jobs it matches: ``job match=storm failure=refused``. A request may also bring rules for itself alone, in the
 header ``X-Emulator-Fault``.
 """
@@ -20,10 +21,11 @@ from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from typing import Any
 
-from airflow_provider_uniapi_fal.emulator.refusals import REFUSALS
+from airflow_provider_uniapi_fal.emulator.refusals import REASONS, Manners
 from airflow_provider_uniapi_fal.emulator.reply import HangUp, Journey, Reply
 
-OPERATIONS = ("submit", "status", "result", "cancel", "media", "probe")
+OPERATIONS = ("submit", "status", "result", "cancel", "list", "media", "probe")
+FAMILIES = ("fal", "kling", "luma", "openai-images")
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ FAULTS = {
         "the connection is closed (or reset) before the call is carried out", {"reset": False}
     ),
     "turned-away": Fault(
-        f"the call is answered, but not carried out, because of {', '.join(REFUSALS)}", {"because": "locked"}
+        f"the call is answered, but not carried out, because of {', '.join(REASONS)}", {"because": "locked"}
     ),
     "rate-limit": Fault(
         "429 with Retry-After, in seconds or as a date", {"retry_after": 1.0, "form": "seconds"}
@@ -73,7 +75,7 @@ FAULTS = {
     "not-utf8": Fault("a body in Latin-1"),
     "content-type": Fault("a body under another content type", {"type": "application/octet-stream"}),
     "body": Fault(
-        "sets fields of a JSON body, such as status=PAUSED request_id=../x; =missing takes one out", None
+        "sets fields of a JSON body, such as status=PAUSED data.task_status=odd; =missing takes one out", None
     ),
     "job": Fault(
         "changes the jobs it matches: any setting of a job, such as failure=refused or run_seconds=9", None
@@ -92,8 +94,11 @@ class Rule:
     match: str = ""
     times: int | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
+    family: str = ""
 
     def __post_init__(self) -> None:
+        if self.family not in ("", *FAMILIES):
+            raise ValueError(f"'family' is one of {', '.join(FAMILIES)}, not {self.family!r}.")
         if not isinstance(self.fault, str) or self.fault not in FAULTS:
             raise ValueError(f"There is no fault {self.fault!r}; there are {', '.join(FAULTS)}.")
         if self.on not in OPERATIONS:
@@ -117,8 +122,8 @@ class Rule:
             raise ValueError(f"status of {self.fault} is an HTTP code from 200 to 599.")
         if self.option("form", "seconds") not in ("seconds", "date"):
             raise ValueError("form of rate-limit is seconds or date.")
-        if self.option("because", "locked") not in REFUSALS:
-            raise ValueError(f"because of turned-away is one of {', '.join(REFUSALS)}.")
+        if self.option("because", "locked") not in REASONS:
+            raise ValueError(f"because of turned-away is one of {', '.join(REASONS)}.")
         if self.option("share", 0) >= 1:
             raise ValueError("share of truncated is less than 1.")
         if self.option("pieces", 1) < 1:
@@ -130,7 +135,9 @@ class Rule:
         if isinstance(written, Rule):
             return written
         fields = dict(_read_text(written)) if isinstance(written, str) else dict(written)
-        own = {name: fields.pop(name) for name in ("fault", "on", "match", "times") if name in fields}
+        own = {
+            name: fields.pop(name) for name in ("fault", "on", "match", "times", "family") if name in fields
+        }
         if "fault" not in own:
             raise ValueError("A rule names its fault.")
         own["match"] = str(own.get("match", ""))
@@ -138,7 +145,15 @@ class Rule:
 
     def as_mapping(self) -> dict[str, Any]:
         """Return the mapping that reads back as this rule."""
-        return {"fault": self.fault, "on": self.on, "match": self.match, "times": self.times, **self.options}
+        family = {"family": self.family} if self.family else {}
+        return {
+            "fault": self.fault,
+            "on": self.on,
+            "match": self.match,
+            "times": self.times,
+            **family,
+            **self.options,
+        }
 
     def matches(self, submitted: bytes) -> bool:
         """Tell whether a submit's body has the text in it, as it is or the way JSON may write it."""
@@ -197,20 +212,25 @@ class RuleBook:
         """Return the rules in force."""
         return list(self._rules)
 
-    def strike(self, operation: str, submitted: bytes) -> Rule | None:
+    def strike(self, operation: str, submitted: bytes, family: str = "fal") -> Rule | None:
         """Return the first rule that strikes this call, and count it."""
         for index, rule in enumerate(self._rules):
-            if rule.fault != "job" and rule.on == operation and rule.matches(submitted):
+            if (
+                rule.fault != "job"
+                and rule.on == operation
+                and rule.family in ("", family)
+                and rule.matches(submitted)
+            ):
                 self._count(index)
                 return rule
         return None
 
-    def changes(self, submitted: bytes) -> dict[str, Any]:
+    def changes(self, submitted: bytes, family: str = "fal") -> dict[str, Any]:
         """Return what the rules change in a job that begins, and count them; later rules weigh more."""
         changes: dict[str, Any] = {}
         for index in reversed(range(len(self._rules))):
             rule = self._rules[index]
-            if rule.fault == "job" and rule.matches(submitted):
+            if rule.fault == "job" and rule.family in ("", family) and rule.matches(submitted):
                 self._count(index)
                 changes = {**rule.options, **changes}
         return changes
@@ -237,15 +257,17 @@ def read_header(lines: Iterable[str], operation: str) -> RuleBook:
     return RuleBook(rules)
 
 
-async def carry_out(rule: Rule, proceed: Callable[[], Awaitable[Reply]], path: str) -> Reply | HangUp:
-    """Answer a call the way the rule says, or not at all."""
+async def carry_out(
+    rule: Rule, proceed: Callable[[], Awaitable[Reply]], path: str, manners: Manners
+) -> Reply | HangUp:
+    """Answer a call the way the rule says, or not at all; refusals are in the words of the call's family."""
     if rule.fault == "lost-request":
         return HangUp(rule.option("reset"))
     if rule.fault == "turned-away":
-        return REFUSALS[rule.option("because")]
+        return manners.refusal(rule.option("because"))
     if rule.fault == "rate-limit":
         headers = {"Retry-After": _retry_after(rule.option("retry_after"), rule.option("form"))}
-        return Reply.gateway_error(429, "Rate limit reached, try again later.", headers)
+        return replace(manners.rate_limit(), headers=headers)
     if rule.fault == "redirect":
         return Reply.json({}, rule.option("status"), {"Location": rule.option("to").rstrip("/") + path})
     if rule.fault in ("server-error", "html"):
@@ -253,9 +275,7 @@ async def carry_out(rule: Rule, proceed: Callable[[], Awaitable[Reply]], path: s
             await proceed()
         status = rule.option("status")
         return (
-            Reply.html(status)
-            if rule.fault == "html"
-            else Reply.gateway_error(status, "The service is not well.")
+            Reply.html(status) if rule.fault == "html" else manners.error(status, "The service is not well.")
         )
     return await _dressed(rule, await proceed())
 
@@ -287,13 +307,27 @@ async def _dressed(rule: Rule, reply: Reply) -> Reply | HangUp:
     if reply.content_type != "application/json":
         return reply
     payload = json.loads(reply.body)
+    if not isinstance(payload, dict):
+        return reply
     if rule.fault == "body":
-        payload = {**payload, **rule.options}
-        return replace(
-            reply, body=_written({key: payload[key] for key in payload if payload[key] != "missing"})
-        )
+        for path, value in rule.options.items():
+            _put(payload, path.split("."), value)
+        return replace(reply, body=_written(payload))
     # A note with an accent makes sure that the bytes are no valid UTF-8, whatever the reply said.
     return replace(reply, body=_written({**payload, "note": "servi à la volée"}, "latin-1"))
+
+
+def _put(payload: dict[str, Any], path: list[str], value: Any) -> None:
+    """Set the field that a path leads to, or take it out; what is on the way and no object is replaced by one."""
+    *parents, name = path
+    for each in parents:
+        if not isinstance(payload.get(each), dict):
+            payload[each] = {}
+        payload = payload[each]
+    if value == "missing":
+        payload.pop(name, None)
+    else:
+        payload[name] = value
 
 
 def _written(payload: Any, encoding: str = "utf-8") -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 IMAGE_SIZES = {
@@ -41,7 +41,11 @@ class Recipe:
     file_format: str
     black: bool = False
     source: str = ""
-    """A picture as a data URI, for videos made from one."""
+    """A picture that it is made from: a data URI, or an address, for which a picture of its own stands in."""
+    second: str = ""
+    """Another one: the last picture of a video, or what the person in the first one is to wear."""
+    watermark: str = ""
+    """A word drawn across it."""
     seconds: float = 0.0
 
     @property
@@ -151,9 +155,30 @@ def _size(arguments: Mapping[str, Any]) -> tuple[int, int]:
         return IMAGE_SIZES[size]
     if size is not None:
         return size["width"], size["height"]
-    across, down = map(int, (arguments.get("aspect_ratio") or "1:1").split(":"))
+    return ratio_size(arguments.get("aspect_ratio") or "1:1")
+
+
+def ratio_size(ratio: str) -> tuple[int, int]:
+    """Return a size of about a megapixel."""
+    across, down = map(int, ratio.split(":"))
     width = math.sqrt(ABOUT_PIXELS * across / down)
     return round(width / 16) * 16, round(width * down / across / 16) * 16
+
+
+def video_size(ratio: str, longest: int = LONG_SIDE_OF_VIDEO) -> tuple[int, int]:
+    """Return the size of a video, by its longer side."""
+    across, down = map(int, ratio.split(":"))
+    shrink = longest / max(across, down)
+    return even(across * shrink), even(down * shrink)
+
+
+def within(recipe: Recipe, side: int) -> Recipe:
+    """Return a recipe for a file whose sides are no longer than this; 0 leaves it as it is."""
+    longest = max(recipe.width, recipe.height)
+    if not side or longest <= side:
+        return recipe
+    width, height = (even(length * side / longest) for length in (recipe.width, recipe.height))
+    return replace(recipe, width=width, height=height)
 
 
 def even(length: float) -> int:

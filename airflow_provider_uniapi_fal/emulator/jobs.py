@@ -8,12 +8,14 @@ until then, at the times at which it happened, and then answers. Times are secon
 from __future__ import annotations
 
 import heapq
+import json
 import math
 import random
 from bisect import bisect_left, insort
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,12 +46,20 @@ class Job:
     number: int
     request_id: str
     model: str
+    """As the family names it: the id in fal's path, or the model's name in the arguments."""
     body: bytes
     behaviour: Behaviour
     submitted_at: float
     ready_at: float
     run_seconds: float
     seed: int
+    family: str = "fal"
+    endpoint: str = ""
+    """Which of the family's kinds of job it is, where there are several."""
+    own_id: str = ""
+    """The id that the client gave it."""
+    source: str = ""
+    """The request_id of the job that it goes on from."""
     headers: dict[str, str] = field(default_factory=dict)
     started_at: float | None = None
     finished_at: float | None = None
@@ -69,6 +79,10 @@ class Job:
         behaviour: Behaviour,
         now: float,
         seed: int,
+        family: str = "fal",
+        endpoint: str = "",
+        own_id: str = "",
+        source: str = "",
     ) -> Job:
         """Begin a job; its durations and its own seed follow from the emulator's seed and the job's number."""
         chance = random.Random(f"{seed}:{number}")
@@ -84,6 +98,10 @@ class Job:
             run_seconds=max(0.0, behaviour.run_seconds * run_factor),
             seed=chance.randrange(2**31),
             requeues=behaviour.requeues,
+            family=family,
+            endpoint=endpoint,
+            own_id=own_id,
+            source=source,
         )
 
     @classmethod
@@ -95,9 +113,15 @@ class Job:
         """Return all that a job begins with; all that becomes of it follows from that, and from its cancels."""
         names = (
             "number", "request_id", "model", "submitted_at", "ready_at", "run_seconds", "seed", "headers", "requeues",
+            "family", "endpoint", "own_id", "source",
         )  # fmt: skip
         own = {name: getattr(self, name) for name in names}
         return {**own, "body": self.body.decode("latin-1"), "behaviour": vars(self.behaviour)}
+
+    @cached_property
+    def arguments(self) -> Any:
+        """The JSON value of the body; a job begins with JSON only."""
+        return json.loads(self.body)
 
     @property
     def phase(self) -> Phase:
@@ -138,31 +162,41 @@ class JobQueue:
         self._waiting: list[tuple[float, int, Job]] = []
         self._ends: list[tuple[float, int, Job]] = []
         self.jobs: dict[str, Job] = {}
+        self._by_own_id: dict[tuple[str, str], Job] = {}
 
     def submit(self, job: Job) -> None:
         """Take in a new job."""
         self.advance(job.submitted_at)
         self.jobs[job.request_id] = job
+        if job.own_id:
+            self._by_own_id[job.family, job.own_id] = job
         insort(self._waiting, (*job.turn, job))
         self.advance(job.submitted_at)
 
     def advance(self, now: float) -> None:
         """Catch up with everything that has happened until now, in its order."""
         while True:
-            next_end = self._ends[0][0] if self._ends else math.inf
-            next_start = max(self._waiting[0][0], self._clock) if self._waiting else math.inf
-            if self._busy >= self._slots:
-                next_start = math.inf
-            event = min(next_end, next_start)
+            event = self.next_event
             if event > now or event == math.inf:
                 break
             self._clock = event
             # An end comes before a start at the same moment: it frees the slot.
-            if next_end <= next_start:
+            if self._ends and self._ends[0][0] <= event:
                 self._end_next()
             else:
                 self._start_next()
         self._clock = max(self._clock, now)
+
+    def named(self, family: str, own_id: str) -> Job | None:
+        """Return the job of a family to which the client gave this id."""
+        return self._by_own_id.get((family, own_id))
+
+    @property
+    def next_event(self) -> float:
+        """When something happens next, if nothing else is submitted; infinity if nothing ever does."""
+        next_end = self._ends[0][0] if self._ends else math.inf
+        next_start = max(self._waiting[0][0], self._clock) if self._waiting else math.inf
+        return min(next_end, math.inf if self._busy >= self._slots else next_start)
 
     def position(self, job: Job) -> int:
         """Return how many waiting jobs are ahead of a waiting job."""

@@ -14,9 +14,10 @@ import io
 import math
 import random
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageFont, ImageOps
 
 from airflow_provider_uniapi_fal.emulator.captions import Caption
 
@@ -28,6 +29,10 @@ Colour = tuple[int, int, int]
 SMOOTH = 2
 MOST_DRAWN_PIXELS = 8_000_000
 SKY_SIDE = 400
+STAND_IN_SIDE = 768
+WATERMARK_COLOUR = (255, 0, 200)
+# The outline of a dress, in shares of its width and height.
+DRESS = ((0.3, 0), (0.7, 0), (1, 0.25), (0.8, 0.4), (0.95, 1), (0.05, 1), (0.2, 0.4), (0, 0.25))
 
 
 class UnreadablePictureError(Exception):
@@ -40,16 +45,48 @@ def paint(recipe: Recipe) -> bytes:
     if not recipe.black:
         note = f"seed {recipe.seed}  ·  {recipe.width} × {recipe.height}"
         Caption(picture.size, recipe.prompt, note).put_on(picture)
+    if recipe.watermark:
+        stamp(picture, recipe.watermark)
     target = io.BytesIO()
     options = {"jpeg": {"quality": 88}, "png": {"compress_level": 3}, "webp": {"quality": 85, "method": 2}}
     picture.save(target, recipe.file_format.upper(), **options[recipe.file_format])
     return target.getvalue()
 
 
+def measure(data: bytes) -> tuple[str, int, int] | None:
+    """Return the format, width and height of a picture, None if it is none."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return picture.format or "", picture.width, picture.height
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return None
+
+
+def open_source(source: str) -> Image.Image:
+    """Return a picture that was given: the one in a data URI, or one that stands in for an address."""
+    if source.startswith("data:"):
+        return read_data_uri(source)
+    mark = hashlib.sha256(source.encode("utf-8", "surrogatepass")).digest()
+    return _Landscape(random.Random(mark), STAND_IN_SIDE, STAND_IN_SIDE).draw()
+
+
+def stamp(picture: Image.Image, word: str) -> None:
+    """Put a watermark in the upper left corner: a word on a field of one colour."""
+    letters = max(9, round(min(picture.size) / 12))
+    font = ImageFont.load_default(size=letters)
+    pen = ImageDraw.Draw(picture)
+    width = min(picture.width, round(pen.textlength(word, font=font)) + letters)
+    pen.rectangle((0, 0, width, round(letters * 1.6)), fill=WATERMARK_COLOUR)
+    pen.text((letters / 2, letters * 1.2), word, font=font, fill=(255, 255, 255), anchor="ls")
+
+
 def scene(recipe: Recipe, width: int, height: int) -> Image.Image:
     """Return the picture without its caption, in any size."""
     if recipe.black:
         return Image.new("RGB", (width, height))
+    if recipe.source:
+        given = ImageOps.fit(open_source(recipe.source), (width, height))
+        return _wearing(given, recipe.second) if recipe.second else _in_the_light_of(given, recipe)
     smooth = SMOOTH if width * height * SMOOTH**2 <= MOST_DRAWN_PIXELS else 1
     mark = hashlib.sha256(f"{recipe.seed}\0{recipe.prompt}".encode("utf-8", "surrogatepass")).digest()
     picture = _Landscape(random.Random(mark), width * smooth, height * smooth).draw()
@@ -66,6 +103,22 @@ def read_data_uri(uri: str) -> Image.Image:
         return ImageOps.exif_transpose(picture).convert("RGB")
     except (OSError, ValueError, SyntaxError, binascii.Error, Image.DecompressionBombError) as error:
         raise UnreadablePictureError("Failed to load the image from the data URI.") from error
+
+
+def _wearing(person: Image.Image, cloth: str) -> Image.Image:
+    """Return the first picture with the second one where a dress would be."""
+    width, height = person.size
+    dress = ImageOps.fit(open_source(cloth), (width // 2, height // 2))
+    shape = Image.new("L", dress.size)
+    ImageDraw.Draw(shape).polygon([(dress.width * x, dress.height * y) for x, y in DRESS], fill=255)
+    person.paste(dress, (width // 4, round(height * 0.4)), shape)
+    return person
+
+
+def _in_the_light_of(given: Image.Image, recipe: Recipe) -> Image.Image:
+    """Return a given picture, changed by a prompt: as if seen in its landscape's light."""
+    land = scene(replace(recipe, source="", second=""), *given.size)
+    return Image.blend(given, land, 0.4)
 
 
 def _hsv(hue: float, saturation: float, value: float) -> Colour:

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
 
-from airflow_provider_uniapi_fal.emulator import fal
 from airflow_provider_uniapi_fal.emulator.command_line import as_arguments
 from airflow_provider_uniapi_fal.emulator.control import add_control
+from airflow_provider_uniapi_fal.emulator.families import FAMILIES
 from airflow_provider_uniapi_fal.emulator.journal import Journal
 from airflow_provider_uniapi_fal.emulator.media import Studio
 from airflow_provider_uniapi_fal.emulator.server import LARGEST_BODY, Gateway, add_routes, recorder
@@ -116,7 +116,8 @@ async def serving(settings: Settings, *, say: Callable[[str], None] | None = Non
         stack.callback(studio.close)
         gateway = Gateway(settings, studio, journal)
         app = web.Application(client_max_size=LARGEST_BODY, middlewares=[recorder(gateway, say)])
-        add_routes(app, gateway, fal.ROUTES)
+        for family in FAMILIES:
+            add_routes(app, gateway, family)
         add_control(app, gateway)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE_SECONDS)
         await runner.setup()

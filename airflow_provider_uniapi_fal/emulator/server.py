@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -15,12 +15,13 @@ from aiohttp import web
 from airflow_provider_uniapi_fal.emulator.account import Account, SeenRequest, read_authorization
 from airflow_provider_uniapi_fal.emulator.faults import Rule, RuleBook, carry_out, read_header
 from airflow_provider_uniapi_fal.emulator.jobs import Job, JobQueue
-from airflow_provider_uniapi_fal.emulator.refusals import BAD_KEY
+from airflow_provider_uniapi_fal.emulator.refusals import Manners
 from airflow_provider_uniapi_fal.emulator.reply import HangUp, Reply
 from airflow_provider_uniapi_fal.emulator.sending import NoAnswer, hang_up, send
 from airflow_provider_uniapi_fal.emulator.settings import Behaviour
 
 if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.emulator.inputs import Recipe
     from airflow_provider_uniapi_fal.emulator.journal import Journal
     from airflow_provider_uniapi_fal.emulator.media import Studio
     from airflow_provider_uniapi_fal.emulator.settings import Settings
@@ -91,22 +92,36 @@ class Gateway:
         self.now()
         return self.queue.length
 
-    def begin(self, model: str, call: Call) -> Job:
-        """Accept a post: a new job, whatever was posted before."""
-        changes = {**self.rules.changes(call.body), **call.own_rules.changes(call.body)}
+    def behaviour(self, model: str, call: Call, *, family: str = "fal", endpoint: str = "") -> Behaviour:
+        """Return how a job that is about to begin will go; the rules that say so are counted."""
+        changes = {**self.rules.changes(call.body, family), **call.own_rules.changes(call.body, family)}
+        kind = model if family == "fal" else f"{family}/{endpoint}/{model}"
+        return self.settings.behaviour_of(kind, changes)
+
+    def begin(self, model: str, call: Call, behaviour: Behaviour, **about: str) -> Job:
+        """
+        Accept a post: a new job, whatever was posted before.
+
+        :param about: family, endpoint, own_id and source, as a job has them
+        """
         job = Job.begin(
             number=len(self.queue.jobs) + 1,
             request_id=str(uuid.uuid4()),
             model=model,
             body=call.body,
-            behaviour=self.settings.behaviour_of(model, changes),
+            behaviour=behaviour,
             now=self.now(),
             seed=self.settings.seed,
+            **about,
         )
         job.headers = fal_headers(call.request.headers)
         self._note("job", **job.as_mapping())
         self._take(job)
         return job
+
+    def media_url(self, call: Call, job: Job, name: str) -> str:
+        """Return the address of one of a job's files."""
+        return f"{call.origin}{self.settings.base_prefix}/files/{job.request_id}/{name}"
 
     def request_cancel(self, job: Job) -> None:
         """Write down that a job is to be cancelled."""
@@ -205,10 +220,49 @@ class Route:
     scheme: str | None
 
 
-def add_routes(app: web.Application, gateway: Gateway, routes: list[Route]) -> None:
+@dataclass(frozen=True)
+class PublicFile:
+    """A media file that a job has made, and how long after the job's end it is there."""
+
+    recipe: Recipe
+    seconds: float
+    by_link: bool = False
+    """It is there for those alone whose address says until when, and not any longer."""
+
+
+def _job_at(gateway: Gateway, request_id: str) -> Job | None:
+    return gateway.queue.jobs.get(request_id)
+
+
+def _as_it_is(settings: Settings, reply: Reply) -> Reply:
+    return reply
+
+
+@dataclass(frozen=True)
+class Family:
+    """One of the gateway's dialects, or what belongs to none of them."""
+
+    name: str
+    routes: Sequence[Route]
+    files: Callable[[Job], Mapping[str, PublicFile]] = lambda job: {}
+    """The media files of a job that is finished, by their names."""
+    find: Callable[[Gateway, str], Job | None] = _job_at
+    """The job that a path names."""
+    finds_all: bool = False
+    """Whether its paths name the jobs of other families, too."""
+    dress: Callable[[Settings, Reply], Reply] = _as_it_is
+    """Changes answers and refusals on their way out."""
+
+    def job_at(self, gateway: Gateway, name: str) -> Job | None:
+        """Return the job that a path names, if it is one of those that it may name."""
+        job = self.find(gateway, name)
+        return job if job is not None and (self.finds_all or job.family == self.name) else None
+
+
+def add_routes(app: web.Application, gateway: Gateway, family: Family) -> None:
     """Serve the operations of a dialect."""
-    for route in routes:
-        path, serve = gateway.settings.base_prefix + route.path, _serve(gateway, route)
+    for route in family.routes:
+        path, serve = gateway.settings.base_prefix + route.path, _serve(gateway, family, route)
         if route.method == "GET":
             app.router.add_get(path, serve)  # answers HEAD, too
         else:
@@ -270,17 +324,21 @@ def _as_mappings(rules: Iterable[Rule]) -> list[dict[str, Any]]:
     return [rule.as_mapping() for rule in rules]
 
 
-def _serve(gateway: Gateway, route: Route) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _serve(
+    gateway: Gateway, family: Family, route: Route
+) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+    manners = Manners(family.name, gateway.settings.gateway_errors)
+
     async def serve(request: web.Request) -> web.StreamResponse:
         seen = _SEEN.get()
-        job = gateway.queue.jobs.get(request.match_info.get("request_id", ""))
+        job = family.job_at(gateway, request.match_info.get("request_id", ""))
         seen.operation, seen.request_id = route.operation, job.request_id if job else None
         gateway.called(seen)
         if route.scheme is not None:
             scheme, credentials = read_authorization(request.headers.get("Authorization"))
             seen.key_matched = scheme == route.scheme and _is_accepted(credentials, gateway.settings.key)
             if not seen.key_matched:
-                return await send(request, BAD_KEY)
+                return await send(request, family.dress(gateway.settings, manners.refusal("bad-key")))
         body = await request.read()
         try:
             own_rules = read_header(request.headers.getall(FAULT_HEADER, ()), route.operation)
@@ -291,21 +349,24 @@ def _serve(gateway: Gateway, route: Route) -> Callable[[web.Request], Awaitable[
         call = Call(request, body, job, own_rules)
 
         async def proceed() -> Reply:
-            reply = await route.handler(gateway, call)
+            reply = family.dress(gateway.settings, await route.handler(gateway, call))
             seen.request_id = call.job.request_id if call.job else None
             return reply
 
         submitted = job.body if job else body
-        struck = own_rules.strike(route.operation, submitted) or gateway.rules.strike(
-            route.operation, submitted
-        )
+        about = (route.operation, submitted, job.family if job else family.name)
+        struck = own_rules.strike(*about) or gateway.rules.strike(*about)
         if struck is None:
             return await send(request, await proceed())
         seen.fault = struck.fault
-        reply = await carry_out(struck.on_scale(gateway.settings.time_scale), proceed, request.path_qs)
-        return (
-            hang_up(request, reset=reply.reset) if isinstance(reply, HangUp) else await send(request, reply)
+        reply = await carry_out(
+            struck.on_scale(gateway.settings.time_scale), proceed, request.path_qs, manners
         )
+        if isinstance(reply, HangUp):
+            return hang_up(request, reset=reply.reset)
+        if struck.fault in ("turned-away", "rate-limit"):
+            reply = family.dress(gateway.settings, reply)
+        return await send(request, reply)
 
     return serve
 

@@ -91,6 +91,73 @@ class Behaviour:
     media_seconds: float = _setting(7 * 86400.0, "a media file is kept this long, then answers 404")
     data_uris: bool = _setting(False, "media are data URIs in the result, whether asked for or not")
     video_seconds: float = _setting(2.5, "length of rendered videos")
+    media_side: int = _setting(0, "longest side of rendered pictures and videos; 0 leaves them as asked")
+    failure_message: str = _setting("", "what Kling and Luma say of a failed job, instead of their own words")
+    expired_code: int = _setting(404, "HTTP code of a media file that is no longer kept", (404, 403, 410))
+    kling_submit: str = _setting(
+        "official",
+        "Kling's answer to a submit: the vendor's envelope, an OpenAI video object, or the bare data of the envelope",
+        ("official", "openai-video", "bare"),
+    )
+    kling_task: str = _setting(
+        "official",
+        'Kling\'s answer to a query: the vendor\'s envelope, or {"code": "success"} with status and url',
+        ("official", "code-success"),
+    )
+    kling_success: str = _setting(
+        "succeed", "Kling's word for success", ("succeed", "succeeded", "completed")
+    )
+    kling_external_id: str = _setting(
+        "honoured",
+        "Kling's external_task_id: unique, echoed and good for queries, or as if it had not been sent",
+        ("honoured", "ignored"),
+    )
+    kling_watermark_url: str = _shown(
+        "watermark_url", "missing", help_text="Kling's watermark_url of each file"
+    )
+    kling_units: str = _shown("units", "missing", help_text="Kling's final_unit_deduction")
+    kling_media_seconds: float = _setting(30 * 86400.0, "Kling's media files are kept this long")
+    luma_submit: str = _setting(
+        "task",
+        'Luma\'s answer to a submit: the whole task, {"id"}, {"task_id"}, or the task in {"code", "message", "data"}',
+        ("task", "id", "task_id", "wrapped"),
+    )
+    luma_task: str = _setting(
+        "task",
+        'Luma\'s answer to a query: the task, or the task in {"code", "message", "data"}',
+        ("task", "wrapped"),
+    )
+    luma_words: str = _setting(
+        "gateway",
+        "Luma's states before the end: pending and processing, or queued and dreaming",
+        ("gateway", "official"),
+    )
+    luma_shape: str = _setting(
+        "gateway",
+        "where Luma's video is: video.url, or assets.video as the vendor has it",
+        ("gateway", "official"),
+    )
+    luma_download_url: str = _setting(
+        "present",
+        "Luma's video.download_url, without watermark",
+        ("present", "empty", "null", "missing"),
+    )
+    luma_link_seconds: float = _setting(600.0, "Luma's download links hold this long")
+    luma_link: str = _setting(
+        "url",
+        'Luma\'s answer to download_video_url: {"url"}, {"download_url"}, or {"code", "message", "data"} around the url',
+        ("url", "download_url", "wrapped"),
+    )
+    openai_format: str = _setting(
+        "asked",
+        "OpenAI images come as response_format asks (as url if it does not), or always so",
+        ("asked", "url", "b64_json"),
+    )
+    openai_count: str = _setting(
+        "num_images",
+        "what counts when an OpenAI-images request has both",
+        ("num_images", "n", "larger"),
+    )
 
     def __post_init__(self) -> None:
         for each in dataclasses.fields(self):
@@ -119,6 +186,17 @@ class Settings(Behaviour):
     key: str = _setting("", "the accepted key; without it every key is accepted, but not none")
     seed: int = _setting(0, "starts the random numbers of durations and pictures")
     concurrency: int = _setting(0, "jobs that run at once; 0 is without limit")
+    kling_slots: int = _setting(
+        0, "unfinished videos, try-ons and pictures of Kling at once, then 1303; 0 is without limit"
+    )
+    kling_http: str = _setting(
+        "own", "Kling's errors come under their own HTTP code, or all under 200", ("own", "200")
+    )
+    gateway_errors: str = _setting(
+        "openai",
+        'how the gateway itself refuses Kling and Luma calls: {"error": {...}}, or {"code", "message", "data": null}',
+        ("openai", "task"),
+    )
     render_threads: int = _setting(2, "pictures and videos rendered at once")
     model_seconds: Mapping[str, float] = field(default_factory=dict)
     faults: tuple[Rule, ...] = ()
@@ -168,7 +246,15 @@ class Settings(Behaviour):
 
 
 # What a time scale shortens: all times but the length of a video.
-DURATIONS = ("queue_seconds", "run_seconds", "result_seconds", "large_result_seconds", "media_seconds")
+DURATIONS = (
+    "queue_seconds",
+    "run_seconds",
+    "result_seconds",
+    "large_result_seconds",
+    "media_seconds",
+    "kling_media_seconds",
+    "luma_link_seconds",
+)
 BEHAVIOUR_FIELDS = tuple(each.name for each in dataclasses.fields(Behaviour))
 
 

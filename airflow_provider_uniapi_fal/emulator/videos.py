@@ -6,11 +6,11 @@ import io
 from fractions import Fraction
 
 import av
-from PIL import Image
+from PIL import Image, ImageOps
 
 from airflow_provider_uniapi_fal.emulator.captions import Caption
-from airflow_provider_uniapi_fal.emulator.inputs import LONG_SIDE_OF_VIDEO, Recipe, even
-from airflow_provider_uniapi_fal.emulator.pictures import read_data_uri, scene
+from airflow_provider_uniapi_fal.emulator.inputs import Recipe, even
+from airflow_provider_uniapi_fal.emulator.pictures import open_source, scene, stamp
 
 FRAMES_PER_SECOND = 24
 # The camera sees this share of the picture at its closest.
@@ -19,12 +19,15 @@ CLOSEST = 0.78
 
 def film(recipe: Recipe) -> bytes:
     """Return the file of a video."""
+    last = None
     if recipe.source:
-        picture = read_data_uri(recipe.source)
-        shrink = LONG_SIDE_OF_VIDEO / max(picture.size)
+        picture = open_source(recipe.source)
+        shrink = max(recipe.width, recipe.height) / max(picture.size)
         width, height = even(picture.width * shrink), even(picture.height * shrink)
         if recipe.black:
             picture = Image.new("RGB", picture.size)
+        elif recipe.second:
+            last = ImageOps.fit(open_source(recipe.second), (width, height))
     else:
         width, height = recipe.width, recipe.height
         picture = scene(recipe, round(width / CLOSEST), round(height / CLOSEST))
@@ -42,8 +45,12 @@ def film(recipe: Recipe) -> bytes:
             image = picture.resize(
                 (width, height), Image.Resampling.BILINEAR, box=_view(picture, number / count)
             )
+            if last is not None:
+                image = Image.blend(image, last, number / max(1, count - 1))
             if not recipe.black:
                 caption.put_on(image)
+            if recipe.watermark:
+                stamp(image, recipe.watermark)
             frame = av.VideoFrame.from_image(image)  # type: ignore[no-untyped-call]
             frame.pts = number
             container.mux(stream.encode(frame))

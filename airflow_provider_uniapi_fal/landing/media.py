@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
+from airflow_provider_uniapi_fal.landing.addresses import with_best_addresses
 from airflow_provider_uniapi_fal.landing.files import LandedFile
 from airflow_provider_uniapi_fal.landing.inputs import media_type
 from airflow_provider_uniapi_fal.landing.storage import put
@@ -51,7 +52,7 @@ def land(
     :param result: the result; its data URIs, if any, must still be in it
     :param destination: folder in storage
     :param name: plain file name without suffix
-    :param account: for proxy, CA certificates and ``media_hosts``; its key is not used
+    :param account: for proxy, CA certificates and ``media_hosts``; no media host gets its key
     :param max_bytes: a longer file is refused
     :raises FalResultExpired: if a file is not there any more
     :raises FalProtocolError: if a file cannot be had or is no media file; the job itself is paid and done
@@ -94,6 +95,7 @@ async def _fetch_all(
             except MediaError as error:
                 raise _failed(result, file.where, str(error), gone=error.gone) from error
 
+    result = await with_best_addresses(result, account)
     try:
         async with MediaFetcher(account, max_bytes=max_bytes) as fetcher:
             tasks = [asyncio.ensure_future(one(i, file)) for i, file in enumerate(result.media)]

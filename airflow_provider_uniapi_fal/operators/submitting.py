@@ -33,6 +33,7 @@ from airflow_provider_uniapi_fal.reporting import failure_in_xcom
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
 
+    from airflow_provider_uniapi_fal.protocol.dialects.base import Submitted
     from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobState
     from airflow_provider_uniapi_fal.protocol.messages import HttpRequest
 
@@ -129,7 +130,7 @@ class SubmittingOperator(BaseOperator):
         base_url = hook.account.base_url
         self.log.info("Model %s at %s, connection %s.", self.model, base_url, self.fal_conn_id)
         ti = context["ti"]
-        record = self._decided(hook, ledger, ledger.read(), ti.max_tries)
+        record = self.decided(hook, ledger, ledger.read(), ti.max_tries)
         handle = handle_in(record)
         ti.xcom_push(key="request_id", value=handle.request_id)
         for key, url in hook.urls(handle).items():
@@ -170,9 +171,10 @@ class SubmittingOperator(BaseOperator):
         arguments = with_files(self.arguments, dialect_named(self.dialect).media_inputs)
         return hook.prepare(self.model, arguments, dialect=self.dialect, **self.options())
 
-    def _decided(
+    def decided(
         self, hook: FalHook, ledger: TaskLedger, record: JobRecord | None, max_tries: int
     ) -> JobRecord:
+        """Return the record of the job that this try has, submitting it if that is what the ledger says."""
         model = dialect_named(self.dialect).model_id(self.model)
         asked = fingerprint(model, self.arguments, self.fal_conn_id, dialect=self.dialect)
         cleared = record is not None and was_cleared(record, max_tries)
@@ -180,7 +182,7 @@ class SubmittingOperator(BaseOperator):
             record,
             asked=asked,
             cleared=cleared,
-            state=self._state_of(hook, record) if cleared else None,
+            state=self.state_of(hook, record) if cleared else None,
             on_unknown_submit=self.on_unknown_submit,
             on_changed_arguments=self.on_changed_arguments,
             on_clear=self.on_clear,
@@ -202,7 +204,7 @@ class SubmittingOperator(BaseOperator):
             raise error_of(_changed(decision.why))
         raise error_of(unknown_outcome(decision.why))
 
-    def _state_of(self, hook: FalHook, record: JobRecord | None) -> JobState | None:
+    def state_of(self, hook: FalHook, record: JobRecord | None) -> JobState | None:
         """Ask the gateway how the recorded job stands; no answer counts as live, which pays nothing."""
         if record is None or record.handle is None:
             return None
@@ -215,9 +217,10 @@ class SubmittingOperator(BaseOperator):
     def _submit(self, hook: FalHook, ledger: TaskLedger, asked: str, max_tries: int) -> JobRecord:
         request = self._request(hook)
         intent = JobRecord(Phase.INTENT, asked, max_tries, time.time())
+        self.before_paying(intent)
         ledger.write(intent)
         try:
-            submitted = hook.post(self.model, request, dialect=self.dialect)
+            accepted = hook.post(self.model, request, dialect=self.dialect)
         except FalSubmitOutcomeUnknown as error:
             if self.on_unknown_submit == "resubmit":
                 raise error_of(_to_be_resubmitted(error.failure)) from error
@@ -229,19 +232,26 @@ class SubmittingOperator(BaseOperator):
             else:
                 ledger.forget()
             raise
-        if isinstance(submitted, Finished):
+        return self.take(accepted, ledger, intent)
+
+    def before_paying(self, intent: JobRecord) -> None:
+        """Make sure, when all is decided and nothing is sent, that what will be paid for can be kept."""
+
+    def take(self, accepted: Submitted | Finished, ledger: TaskLedger, intent: JobRecord) -> JobRecord:
+        """Write down what the gateway accepted, and return the record."""
+        if isinstance(accepted, Finished):
             raise TypeError(f"{self.dialect} answers with the result itself: this operator cannot take it")
-        handle = submitted.handle
-        record = JobRecord(Phase.SUBMITTED, asked, max_tries, time.time(), handle)
+        handle = accepted.handle
+        record = JobRecord(Phase.SUBMITTED, intent.fingerprint, intent.max_tries, time.time(), handle)
         try:
             ledger.write(record)
         except Exception:
             self.log.error("Request %s was submitted, but the ledger did not take it.", handle.request_id)
             raise
-        position = submitted.status.queue_position
+        position = accepted.status.queue_position
         where = "" if position is None else f" at position {position}"
         self.log.info(
-            "Submitted request %s; it is %s%s.", handle.request_id, submitted.status.state.value, where
+            "Submitted request %s; it is %s%s.", handle.request_id, accepted.status.state.value, where
         )
         return record
 
@@ -283,3 +293,16 @@ def _to_be_resubmitted(failure: Failure) -> Failure:
         may_run=True,
         http_status=failure.http_status,
     )
+
+
+def given(arguments: Mapping[str, Any] | None, **fields: Any) -> dict[str, Any]:
+    """
+    Return the vendor's fields that a user gave by name, together with further ones.
+
+    :raises ValueError: if a field is given in both ways
+    """
+    named = {name: value for name, value in fields.items() if value is not None}
+    twice = sorted(named.keys() & (arguments or {}).keys())
+    if twice:
+        raise ValueError(f"given both by name and in arguments: {', '.join(twice)}")
+    return {**named, **(arguments or {})}

@@ -214,7 +214,7 @@ def files_below(value: Any, where: str) -> Iterator[MediaFile]:
     if isinstance(value, dict):
         if is_media_url(value.get("url")):
             yield MediaFile(
-                where=where,
+                where=where or "url",
                 url=value["url"],
                 content_type=text_or_none(value.get("content_type")),
                 file_name=text_or_none(value.get("file_name")),

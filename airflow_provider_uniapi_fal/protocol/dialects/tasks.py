@@ -179,19 +179,18 @@ class TaskDialect(Dialect):
             return LookAgain("the status is too long to read here", oversized=True)
         body = read_json(reply)
         detail, refusal = self._detail(body)
+        state, word = self._state(body)
+        if detail.type in _FAILED_CODES or (refusal is not None and refusal.content):
+            state, word = JobState.FAILED, word or str(detail.type)
+        if state in _ENDED:
+            # The task's own word counts more than the code around it.
+            return JobStatus(state, word, error=self._reason(body) or detail.text, error_type=detail.type)
         if refusal is not None or not reply.ok:
-            if refusal is not None and refusal.content:
-                return JobStatus(
-                    JobState.FAILED, detail.type or "", error=detail.text, error_type=detail.type
-                )
             return refused_read(handle, reply, detail, now, may_run=True, code=refusal)
         if not isinstance(body, dict):
             return LookAgain("the status cannot be read" + quoted(body))
-        state, word = self._state(body)
         if not word:
             return LookAgain(f"the status has no word for the state{detail.words}", bounded=True)
-        if state in (JobState.FAILED, JobState.CANCELLED):
-            return JobStatus(state, word, error=self._reason(body) or detail.text, error_type=detail.type)
         return JobStatus(state, word)
 
     def result_request(self, handle: JobHandle) -> HttpRequest:
@@ -246,10 +245,9 @@ class TaskDialect(Dialect):
         path = self.task_path(model, request_id)
         return JobHandle(self.name, model, request_id, path, path, None, fal_conn_id, now)
 
-    def _state(self, body: Mapping[str, Any]) -> tuple[JobState, str]:
+    def _state(self, body: Any) -> tuple[JobState, str]:
         """Return the state and the server's word for it, from whichever field has it."""
-        task = _task_in(body)
-        for fields in (task, body):
+        for fields in (_task_in(body), body if isinstance(body, dict) else {}):
             for name in ("task_status", "state", "status"):
                 word = fields.get(name)
                 if isinstance(word, str) and word.strip():
@@ -257,7 +255,7 @@ class TaskDialect(Dialect):
                     return self.states.get(found.upper(), JobState.UNKNOWN), found
         return JobState.UNKNOWN, ""
 
-    def _reason(self, body: Mapping[str, Any]) -> str | None:
+    def _reason(self, body: Any) -> str | None:
         task = _task_in(body)
         texts = (task.get(name) for name in ("task_status_msg", "failure_reason", "fail_reason"))
         found = next((text for text in map(text_or_none, texts) if text), None)
@@ -274,6 +272,9 @@ class TaskDialect(Dialect):
 
 
 _ENDED = (JobState.FAILED, JobState.CANCELLED)
+
+#: What gateways say, instead of the vendor's task, of one that has failed.
+_FAILED_CODES = ("task_failed",)
 
 
 def _task_in(body: Any) -> Mapping[str, Any]:

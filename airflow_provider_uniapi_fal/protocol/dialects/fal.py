@@ -62,7 +62,7 @@ from airflow_provider_uniapi_fal.protocol.origin import (
 )
 
 #: fal itself knows the first three words only; the others are those that gateways of this family answer.
-_STATES = {
+STATES = {
     "IN_QUEUE": JobState.PENDING,
     "IN_PROGRESS": JobState.RUNNING,
     "COMPLETED": JobState.SUCCEEDED,
@@ -224,7 +224,7 @@ class FalDialect(Dialect):
             return refused_submit(reply, _detail(body, reply), now, billed=_billed(reply))
         if not isinstance(body, dict):
             return unknown_outcome("the gateway's reply cannot be read", reply.status)
-        if _STATES.get(_word(body)) is JobState.FAILED or (body.get("error") and "request_id" not in body):
+        if STATES.get(_word(body)) is JobState.FAILED or (body.get("error") and "request_id" not in body):
             request_id = body["request_id"] if is_request_id(body.get("request_id")) else None
             return failed_submit(reply, Detail.of(body), request_id)
         urls = {
@@ -311,7 +311,7 @@ class FalDialect(Dialect):
         metrics = body.get("metrics")
         position = whole_or_none(body.get("queue_position"))
         status = JobStatus(
-            state=_STATES.get(word, JobState.UNKNOWN),
+            state=STATES.get(word, JobState.UNKNOWN),
             word=word,
             queue_position=position if position is not None and position >= 0 else None,
             logs=tuple(_log_lines(body.get("logs"))),
@@ -340,7 +340,7 @@ class FalDialect(Dialect):
             return LookAgain("the result cannot be read" + quoted(body))
         media = tuple(_media_in(body))
         if isinstance(body, dict) and not media:
-            state = _STATES.get(_word(body))
+            state = STATES.get(_word(body))
             if reply.status == 202 or state in (JobState.PENDING, JobState.RUNNING):
                 return LookAgain("the result is not ready yet", bounded=True)
             if _is_error(body):
@@ -406,7 +406,7 @@ class FalDialect(Dialect):
             return LookAgain(
                 f"HTTP {reply.status} instead of the result{said}", bounded=isinstance(body, dict)
             )
-        cancelled = isinstance(body, dict) and _STATES.get(_word(body)) is JobState.CANCELLED
+        cancelled = isinstance(body, dict) and STATES.get(_word(body)) is JobState.CANCELLED
         return _job_failure(handle, detail, reply.status, _billed(reply), cancelled=cancelled)
 
 
@@ -456,7 +456,7 @@ def _is_error(body: Mapping[str, Any]) -> bool:
 
     The gateway's heartbeat commits itself to 200 before it knows how a request ends.
     """
-    if _STATES.get(_word(body)) in (JobState.FAILED, JobState.CANCELLED):
+    if STATES.get(_word(body)) in (JobState.FAILED, JobState.CANCELLED):
         return True
     if body.get("error") or body.get("error_type"):
         return True

@@ -24,7 +24,13 @@ def get_provider_info() -> dict[str, Any]:
             {"integration-name": name, "python-modules": ["airflow_provider_uniapi_fal.hooks.fal"]},
         ],
         "operators": [
-            {"integration-name": name, "python-modules": ["airflow_provider_uniapi_fal.operators.fal"]},
+            {
+                "integration-name": name,
+                "python-modules": [
+                    f"airflow_provider_uniapi_fal.operators.{module}"
+                    for module in ("fal", "kling", "luma", "openai_images")
+                ],
+            },
         ],
         "sensors": [
             {"integration-name": name, "python-modules": ["airflow_provider_uniapi_fal.sensors.fal"]},

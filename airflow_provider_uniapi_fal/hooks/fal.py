@@ -25,7 +25,6 @@ from airflow_provider_uniapi_fal.protocol.dialects.base import (
     SubmitReading,
     Submitted,
 )
-from airflow_provider_uniapi_fal.protocol.dialects.fal import SubmitOptions, bare_model
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobResult
 from airflow_provider_uniapi_fal.protocol.messages import HttpReply
@@ -37,7 +36,6 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from airflow.sdk import Connection
-    from typing_extensions import Unpack
 
     from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobStatus
     from airflow_provider_uniapi_fal.protocol.messages import Flow, HttpRequest
@@ -131,18 +129,19 @@ class FalHook(BaseHook):
         arguments: Mapping[str, Any],
         *,
         dialect: str = "fal",
-        **options: Unpack[SubmitOptions],
+        **options: Any,
     ) -> Submitted | Finished:
         """
         Submit one job. This costs money, and it is never done twice.
 
         The post is repeated at once only if it provably was not accepted: no byte of it was sent, or the
-        gateway answered 429. Whether the gateway passes fal's options on is not documented.
+        gateway asked for patience. Whether the gateway passes fal's options on is not documented.
 
-        :param model: model id, with or without the leading ``fal-ai/``
+        :param model: fal's model id, with or without the leading ``fal-ai/``; of another dialect, what it submits
+            to: see ``docs/dialects.md``
         :param arguments: the model's input
-        :param dialect: wire protocol
-        :param options: fal's request options, see
+        :param dialect: wire protocol: ``fal``, ``kling``, ``luma`` or ``openai_images``
+        :param options: the dialect's request options; fal's are at
             :class:`~airflow_provider_uniapi_fal.protocol.dialects.fal.SubmitOptions`
         :return: the handle, or the result if the dialect answers with it at once
         :raises FalInputError: wrong input; nothing was accepted
@@ -161,7 +160,7 @@ class FalHook(BaseHook):
         arguments: Mapping[str, Any],
         *,
         dialect: str = "fal",
-        **options: Unpack[SubmitOptions],
+        **options: Any,
     ) -> Submitted | Finished:
         """Submit one job from an event loop; see :meth:`submit`."""
         request = self.prepare(model, arguments, dialect=dialect, **options)
@@ -233,21 +232,27 @@ class FalHook(BaseHook):
             return await transport.run(verbs.cancel(dialect_named(handle.dialect), handle))
 
     def handle_of(
-        self, *, status_url: str | None = None, request_id: str | None = None, model: str | None = None
+        self,
+        *,
+        status_url: str | None = None,
+        request_id: str | None = None,
+        model: str | None = None,
+        dialect: str = "fal",
     ) -> JobHandle:
         """
         Build a handle from a status address, or from an id and a model.
 
+        :param dialect: wire protocol that the job was submitted by
         :raises FalInputError: if neither leads to a job
         """
-        dialect = dialect_named("fal")
+        spoken = dialect_named(dialect)
         if status_url:
             return _returned(
-                dialect.handle_of_url(
+                spoken.handle_of_url(
                     status_url, account=self.account, fal_conn_id=self.fal_conn_id, now=time.time()
                 )
             )
-        return _returned(dialect.handle_of(request_id, model, fal_conn_id=self.fal_conn_id, now=time.time()))
+        return _returned(spoken.handle_of(request_id, model, fal_conn_id=self.fal_conn_id, now=time.time()))
 
     def urls(self, handle: JobHandle) -> dict[str, str]:
         """Return the absolute addresses of a job's status and result at the configured gateway."""
@@ -324,7 +329,7 @@ class FalHook(BaseHook):
         return verbs.submit(
             dialect_named(dialect),
             request,
-            model=bare_model(model),
+            model=dialect_named(dialect).model_id(model),
             fal_conn_id=self.fal_conn_id,
             account=self.account,
             clock=time.time,

@@ -22,6 +22,7 @@ from urllib.parse import unquote_to_bytes, urlsplit
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
+from airflow_provider_uniapi_fal.landing.addresses import with_best_addresses
 from airflow_provider_uniapi_fal.landing.files import LandedFile
 from airflow_provider_uniapi_fal.landing.kinds import HEAD_BYTES, checked_kind, is_cut_off, suffix_of
 from airflow_provider_uniapi_fal.landing.measuring import Measures, TooManyPixels, measure
@@ -111,6 +112,7 @@ class Lander:
     ) -> None:
         if parallel < 1:
             raise ValueError("parallel must be at least 1")
+        self._account = account
         self._limits = limits or Limits()
         self._parallel = parallel
         self._fetcher = MediaFetcher(
@@ -195,6 +197,7 @@ class Lander:
             self._check_count(result)
         except FalError as error:
             return Landing(error=error)
+        result = await with_best_addresses(result, self._account)
         earlier = {file.where: file for file in already}
         return await self._each(
             partial(

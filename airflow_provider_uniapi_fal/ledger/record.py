@@ -157,13 +157,15 @@ class Decision:
     handle: JobHandle | None = None
 
 
-def fingerprint(model: str, arguments: Mapping[str, Any], fal_conn_id: str) -> str:
+def fingerprint(model: str, arguments: Mapping[str, Any], fal_conn_id: str, *, dialect: str = "fal") -> str:
     """
-    Return a hash of what is asked for: model, arguments and connection, but neither host nor try.
+    Return a hash of what is asked for: dialect, model, arguments and connection, but neither host nor try.
 
     A gateway that moves, or a second try, is the same request.
     """
-    text = json.dumps([model, arguments, fal_conn_id], sort_keys=True, ensure_ascii=False, default=str)
+    text = json.dumps(
+        [dialect, model, arguments, fal_conn_id], sort_keys=True, ensure_ascii=False, default=str
+    )
     return hashlib.sha256(text.encode()).hexdigest()
 
 

@@ -2,62 +2,77 @@
 
 from __future__ import annotations
 
-import threading
-import time
-from dataclasses import replace
-from datetime import timedelta
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import conf
-
-from airflow_provider_uniapi_fal.exceptions import FalError, error_of
-from airflow_provider_uniapi_fal.hooks.fal import FalHook
-from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
-from airflow_provider_uniapi_fal.ledger.record import (
-    JobRecord,
-    Phase,
-    cancelled_by_a_clear,
-    ends_the_job,
-)
-from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
-from airflow_provider_uniapi_fal.operators.submitting import SubmittingOperator, handle_in, in_phase
-from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
-from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
-from airflow_provider_uniapi_fal.protocol.watching import WaitMore, Watch
-from airflow_provider_uniapi_fal.reporting import failure_in_xcom, summary
-from airflow_provider_uniapi_fal.triggers.fal import (
-    BACKSTOP_SECONDS,
-    RACE_SECONDS,
-    FalQueueTrigger,
-    result_of,
-)
+from airflow_provider_uniapi_fal.operators.generating import GeneratingOperator
+from airflow_provider_uniapi_fal.operators.submitting import SubmittingOperator
+from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
+from airflow_provider_uniapi_fal.protocol.errors import Failure
 
 if TYPE_CHECKING:
-    from airflow.sdk import Context
+    from airflow.sdk import XComArg
 
-    from airflow_provider_uniapi_fal.protocol.errors import Failure
-    from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
-
-#: Seconds that a killed task may spend on finding out whether a user has killed it. Airflow allows five.
-KILL_SECONDS = 3.0
+    from airflow_provider_uniapi_fal.protocol.dialects.fal import SubmitOptions
 
 
-class FalSubmitOperator(SubmittingOperator):
+class _QueueOptions(SubmittingOperator):
+    """fal's request options, for both operators."""
+
+    dialect = "fal"
+    template_fields: Sequence[str] = (*SubmittingOperator.template_fields, "priority", "runner_hint")
+
+    def __init__(
+        self,
+        *,
+        model: str | XComArg,
+        arguments: Mapping[str, Any] | XComArg,
+        start_timeout: float | None = None,
+        priority: str | None = None,
+        runner_hint: str | None = None,
+        no_retry: bool | None = None,
+        store_io: bool | None = None,
+        object_lifetime: int | None = None,
+        max_queue_length: int | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(model=model, arguments=arguments, **kwargs)
+        self.start_timeout = start_timeout
+        self.priority = priority
+        self.runner_hint = runner_hint
+        self.no_retry = no_retry
+        self.store_io = store_io
+        self.object_lifetime = object_lifetime
+        self.max_queue_length = max_queue_length
+        _check_when_parsed(self.options(), templated=self.template_fields)
+
+    def options(self) -> dict[str, Any]:
+        """Return fal's request options."""
+        options: SubmitOptions = {
+            "start_timeout": self.start_timeout,
+            "priority": self.priority,
+            "runner_hint": self.runner_hint,
+            "no_retry": self.no_retry,
+            "store_io": self.store_io,
+            "object_lifetime": self.object_lifetime,
+            "max_queue_length": self.max_queue_length,
+        }
+        return {**options}
+
+
+class FalSubmitOperator(_QueueOptions):
     """
     Submit one job to the fal queue, and hand its handle on.
 
     Returns the handle as JSON values, for ``FalQueueSensor(handle=submit.output)``, and pushes
     ``request_id``, ``status_url`` and ``response_url`` to XCom. On failure it pushes ``failure``, too.
 
-    **The money.** A submit has no idempotency key: every accepted post is a paid job. The task writes down in
-    Airflow's task state store that it is going to submit, and then what it submitted. A retry of a task that
-    had submitted returns the same handle and posts nothing; one of a task that may have submitted fails. A
-    clear of a task whose job has ended submits a new one.
+    Besides the parameters of :class:`~airflow_provider_uniapi_fal.operators.submitting.SubmittingOperator`, where
+    the money is explained:
 
     :param model: model id, with or without the leading ``fal-ai/`` (templated)
     :param arguments: the model's input (templated). Below keys that end in ``_url`` or ``_urls``, addresses of
         files in storage (``file:///…``, ``s3://…``) become data URIs of at most 10 MiB each
-    :param fal_conn_id: Airflow connection of type ``uniapi_fal`` (templated; default ``fal_default``)
     :param start_timeout: seconds in which the job must have started, else fal fails it; default: no limit
     :param priority: ``normal`` or ``low`` (templated; default: fal's, which is normal)
     :param runner_hint: text by which fal sends jobs to the same runner (templated; default: none)
@@ -67,221 +82,34 @@ class FalSubmitOperator(SubmittingOperator):
     :param object_lifetime: seconds that fal keeps the media; default: fal's
     :param max_queue_length: refuse the job if the queue is longer; default: no limit. Whether the gateway passes
         any of these seven on to fal is not documented
-    :param on_unknown_submit: what the next try does when this one may have submitted: ``fail`` (default) or
-        ``resubmit``, which may pay twice
-    :param on_changed_arguments: what a try does when a previous one submitted other arguments: ``reattach``
-        (default, with a warning), ``fail`` or ``resubmit``, which pays for both
-    :param on_clear: what a clear does when the job was delivered and has succeeded: ``regenerate`` (default) or
-        ``reuse``
-    :raises FalInputError: wrong model, arguments or options; nothing was accepted, a retry is not made
-    :raises FalAuthError: no key or a wrong one; nothing was accepted, a retry is not made
-    :raises FalBalanceError: no balance; nothing was accepted, a retry is not made
-    :raises FalRateLimited: no job is taken at the moment; nothing was accepted, a retry submits
-    :raises FalProtocolError: the gateway cannot be reached; nothing was sent, a retry submits
-    :raises FalSubmitOutcomeUnknown: a job may be running and be billed; a retry is not made
     """
 
     ui_color = "#ece5ff"
 
-    def execute(self, context: Context) -> dict[str, Any]:
-        """
-        Submit the job, or re-attach to the one that a previous try submitted.
 
-        :return: the handle, see :class:`~airflow_provider_uniapi_fal.protocol.job.JobHandle`
-        """
-        with failure_in_xcom(context):
-            ledger = TaskLedger(context["task_state_store"])
-            record = self.submitted(context, FalHook(self.fal_conn_id), ledger)
-            ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))
-            return handle_in(record).to_json()
-
-
-class FalGenerateOperator(SubmittingOperator):
+class FalGenerateOperator(_QueueOptions, GeneratingOperator):
     """
     Submit one job to the fal queue, wait for it and return its result: one task, one paid job.
 
-    It does what ``FalSubmitOperator`` and ``FalQueueSensor`` do together, with one ledger over both: a retry or
-    a clear takes up a job that still runs, delivers one that has succeeded, submits again only after a job that
-    ended unbilled for a reason that may pass, and fails at once where no retry can help.
+    It does what ``FalSubmitOperator`` and ``FalQueueSensor`` do together, with one ledger over both. It takes the
+    parameters of :class:`FalSubmitOperator` and those of
+    :class:`~airflow_provider_uniapi_fal.operators.generating.GeneratingOperator`, where the waiting is explained.
 
-    Besides the parameters of :class:`FalSubmitOperator`:
-
-    :param deferrable: True (default) waits in the triggerer without a worker; False waits in the worker; None
-        asks Airflow's ``[operators] default_deferrable``
-    :param poke_interval: seconds between looks; None (default) is adaptive: closely when the job is due, as far as
-        the process has learned how long jobs of the model take, else four tenths of the job's age, between 1.5
-        and 15 seconds
-    :param watch: how the triggerer learns that the job has ended: ``poll`` asks for its status; ``stream``
-        follows fal's status stream, and falls back to polls where there is none; ``auto`` (default) lets one job
-        find out whether the gateway streams, while it is polled as well, and then does what serves. A fixed
-        ``poke_interval`` is polled. The worker, before it defers, polls
-    :param queue_timeout: seconds in which the job must have been seen running, counted anew in each try; None
-        (default) for no limit
-    :param timeout: seconds until the wait fails, default one day; counted anew in each try
-    :param cancel_on_timeout: ask the gateway to cancel the job when its time is over; default True
-    :param cancel_on_kill: ask the gateway to cancel the job when a user clears the task or marks it failed or
-        successful while it runs or waits; default True
-    :param end_from_trigger: end the task in the triggerer if the job succeeds, without starting a worker again;
-        default False. Asset events, success callbacks and extra links are left out then, and the ledger does
-        not learn that the result was delivered
-    :param logs: bring the model's log lines into the task's log; default True
-    :param defer_after: seconds to watch from the worker before deferring, default 6: short jobs need no trigger
     :return: the result as JSON values, see :class:`~airflow_provider_uniapi_fal.protocol.job.JobResult`; data
         URIs are left out of it
-    :raises FalQueueTimeout: the job never started. A retry submits again if it was removed from the queue, and
-        else looks at the same job again; ``may_run`` tells the two apart
-    :raises FalTimeout: the job did not end in time. A retry submits again if it was removed from the queue, fails
-        at once if it was stopped while it ran (it may have been billed), and else looks at the same job again
-    :raises FalJobFailed: the job failed; ``billed`` says whether it was charged
-    :raises FalContentRefused: the model refused the content; it may be billed
-    :raises FalJobCancelled: somebody cancelled the job
-    :raises FalResultExpired: the job ended, but its result is kept no longer; it may be billed
     """
 
     ui_color = "#ffe9d6"
 
-    def __init__(
-        self,
-        *,
-        deferrable: bool | None = True,
-        poke_interval: timedelta | float | None = None,
-        watch: WatchBy = "auto",
-        queue_timeout: timedelta | float | None = None,
-        timeout: timedelta | float = 86400.0,
-        cancel_on_timeout: bool = True,
-        cancel_on_kill: bool = True,
-        end_from_trigger: bool = False,
-        logs: bool = True,
-        defer_after: float = 6.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        if deferrable is None:
-            deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
-        self.deferrable = deferrable
-        self.poke_interval = seconds_or_none("poke_interval", poke_interval)
-        self.queue_timeout = seconds_or_none("queue_timeout", queue_timeout)
-        self.timeout = seconds("timeout", timeout)
-        if self.queue_timeout is not None and self.queue_timeout > self.timeout:
-            raise ValueError("queue_timeout must not be more than timeout")
-        self.cancel_on_timeout = cancel_on_timeout
-        self.cancel_on_kill = cancel_on_kill
-        self.end_from_trigger = end_from_trigger
-        self.watch = one_of("watch", watch, WAYS)
-        self.logs = logs
-        self.defer_after = seconds("defer_after", defer_after, or_zero=True)
-        self._running: tuple[Any, JobHandle] | None = None
 
-    def execute(self, context: Context) -> dict[str, Any]:  # noqa: RET503 - defer() does not return
-        """Submit and wait, or go on where a previous try was; return the result as JSON values."""
-        ledger = TaskLedger(context["task_state_store"])
-        hook = FalHook(self.fal_conn_id)
-        with failure_in_xcom(context):
-            record = self.submitted(context, hook, ledger)
-            handle = handle_in(record)
-            self._running = (context["ti"], handle)
-            now = time.time()
-            watch = Watch(
-                handle,
-                deadline=now + self.timeout,
-                queue_deadline=None if self.queue_timeout is None else now + self.queue_timeout,
-                cancel_on_timeout=self.cancel_on_timeout,
-                poke_interval=self.poke_interval,
-                by=self.watch,
-                logs=self.logs,
-            )
-            in_worker = self.defer_after if self.deferrable else None
-            try:
-                end = hook.watch_for(watch, in_worker, self._say)
-                if not isinstance(end, WaitMore):
-                    return self._deliver(context, ledger, record, hook.delivered(watch, end))
-            except FalError as error:
-                return self._ended_badly(context, ledger, record, error)
-        now = time.time()
-        self.defer(
-            trigger=FalQueueTrigger.of(
-                watch,
-                next_look_at=now + end.seconds,
-                hold_until=now + RACE_SECONDS,
-                cancel_on_kill=self.cancel_on_kill,
-                end_from_trigger=self.end_from_trigger,
-            ),
-            method_name="execute_complete",
-            timeout=timedelta(seconds=(watch.deadline or now) - now + BACKSTOP_SECONDS),
-        )
+def _check_when_parsed(options: Mapping[str, Any], *, templated: Sequence[str]) -> None:
+    """
+    Refuse options that make no sense; those that are templated are checked when the task runs.
 
-    def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Take what the trigger brought: return the result as JSON values, or raise what went wrong."""
-        ledger = TaskLedger(context["task_state_store"])
-        with failure_in_xcom(context):
-            record = ledger.read()
-            try:
-                result = result_of(event)
-            except FalError as error:
-                return self._ended_badly(context, ledger, record, error)
-            return self._deliver(context, ledger, record, result)
-
-    def on_kill(self) -> None:
-        """
-        Cancel the job if a user cleared or marked the task, and only then.
-
-        Airflow calls this also on eviction, on a time-out and when it has lost touch with its server; the task
-        is still running or has just been deferred then, as far as Airflow knows, and the job is left alone. The
-        question is asked from a thread, because the code that was interrupted may hold what it needs.
-        """
-        if not self.cancel_on_kill or self._running is None:
-            return
-        ti, handle = self._running
-        too_late = threading.Event()
-        thread = threading.Thread(target=self._cancel_if_killed, args=(ti, handle, too_late), daemon=True)
-        thread.start()
-        thread.join(KILL_SECONDS)
-        too_late.set()
-
-    def _cancel_if_killed(self, ti: Any, handle: JobHandle, too_late: threading.Event) -> None:
-        states = states_of(ti)
-        if not killed_by_user(states) or too_late.is_set():
-            self._say(f"Request {handle.request_id} is not cancelled: the task's states are {states}.")
-            return
-        outcome = FalHook(handle.fal_conn_id).cancel(handle)
-        self._say(f"Request {handle.request_id}: asked to cancel it, the gateway says {outcome.value}.")
-
-    def _deliver(
-        self, context: Context, ledger: TaskLedger, record: JobRecord | None, result: JobResult
-    ) -> dict[str, Any]:
-        self._running = None
-        self._say(summary(result))
-        if record is not None:
-            ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))
-        return result.to_json()
-
-    def _ended_badly(
-        self, context: Context, ledger: TaskLedger, record: JobRecord | None, error: FalError
-    ) -> dict[str, Any]:
-        """Let the next try know how this job ended, if it did; raise the error, or begin anew after a clear."""
-        self._running = None
-        if record is None or not ends_the_job(error.failure):
-            raise error
-        failure = _as_the_next_try_acts(error.failure)
-        ended = in_phase(record, Phase.ENDED, context["ti"].max_tries, failure)
-        # What is cancelled after a time-out of this try is not cancelled by the clear before it.
-        cleared_alive = ended.cleared_alive and failure.outcome != "timed_out"
-        ended = replace(ended, cleared_alive=cleared_alive)
-        ledger.write(ended)
-        if cancelled_by_a_clear(ended):
-            self._say(str(failure))
-            return self.execute(context)
-        raise error_of(failure) from None
-
-    def _say(self, line: str) -> None:
-        self.log.info("%s", line)
-
-
-def _as_the_next_try_acts(failure: Failure) -> Failure:
-    """Return the failure of a wait in the words of a task that submits as well."""
-    if failure.may_run:
-        return failure
-    again = (
-        "submits again." if failure.transient else "fails at once, with this error; a clear submits again."
-    )
-    return replace(failure, retry_does=again)
+    :raises ValueError: naming each wrong one
+    """
+    fixed = {name: value for name, value in options.items() if name not in templated}
+    # Any model and any arguments do: these may be templates still.
+    refused = dialect_named("fal").submit_request("model", {}, fixed)
+    if isinstance(refused, Failure):
+        raise ValueError(refused.what)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import BaseOperator
+from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_uniapi_fal.exceptions import FalError, FalSubmitOutcomeUnknown, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
-from airflow_provider_uniapi_fal.landing.inputs import with_data_uris
+from airflow_provider_uniapi_fal.landing.inputs import schema_of, with_files
 from airflow_provider_uniapi_fal.ledger.record import (
     ON_CHANGED_ARGUMENTS,
     ON_CLEAR,
@@ -23,27 +24,57 @@ from airflow_provider_uniapi_fal.ledger.record import (
     fingerprint,
     was_cleared,
 )
-from airflow_provider_uniapi_fal.protocol.arguments import one_of
+from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
+from airflow_provider_uniapi_fal.protocol.arguments import one_of, schema_problems
+from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
-from airflow_provider_uniapi_fal.protocol.dialects.fal import FalDialect, bare_model
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input, unknown_outcome
+from airflow_provider_uniapi_fal.reporting import failure_in_xcom
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
 
-    from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
-    from airflow_provider_uniapi_fal.protocol.dialects.fal import SubmitOptions
+    from airflow_provider_uniapi_fal.protocol.dialects.base import Submitted
     from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobState
+    from airflow_provider_uniapi_fal.protocol.messages import HttpRequest
 
 
 class SubmittingOperator(BaseOperator):
     """
-    Base of the operators that submit one job.
+    Base of the operators that submit one job: it submits, and hands the handle on.
 
-    The parameters are described at :class:`~airflow_provider_uniapi_fal.operators.fal.FalSubmitOperator`.
+    **The money.** A submit has no idempotency key: every accepted post is a paid job. The task writes down in
+    Airflow's task state store that it is going to submit, and then what it submitted. A retry of a task that
+    had submitted returns the same handle and posts nothing; one of a task that may have submitted fails. A
+    clear of a task whose job has ended submits a new one.
+
+    :cvar dialect: wire protocol that the job is submitted by
+    :param model: what is submitted to, in the dialect's words (templated)
+    :param arguments: the model's input (templated). Where the dialect takes a media file, addresses in storage
+        (``file:///…``, ``s3://…``) are replaced by the file itself
+    :param fal_conn_id: Airflow connection of type ``uniapi_fal`` (templated; default ``fal_default``)
+    :param arguments_schema: JSON Schema (draft 2020-12) that the arguments must fit before anything is paid: a
+        mapping, the address of a JSON file with a schema or with the OpenAPI description that fal publishes of a
+        model, or the name of a shipped one, such as ``fal/flux-pro/kontext/text-to-image`` (templated; default:
+        none)
+    :param dry_run: check everything, say in the log what would be submitted, and skip the task; default False
+    :param on_unknown_submit: what the next try does when this one may have submitted: ``fail`` (default) or
+        ``resubmit``, which may pay twice
+    :param on_changed_arguments: what a try does when a previous one submitted other arguments: ``reattach``
+        (default, with a warning), ``fail`` or ``resubmit``, which pays for both
+    :param on_clear: what a clear does when the job was delivered and has succeeded: ``regenerate`` (default) or
+        ``reuse``
+    :raises FalInputError: wrong model, arguments or options; nothing was accepted, a retry is not made
+    :raises FalContentRefused: the vendor refused the content at once; nothing was accepted, a retry is not made
+    :raises FalAuthError: no key or a wrong one; nothing was accepted, a retry is not made
+    :raises FalBalanceError: no balance; nothing was accepted, a retry is not made
+    :raises FalRateLimited: no job is taken at the moment; nothing was accepted, a retry submits
+    :raises FalProtocolError: the gateway cannot be reached; nothing was sent, a retry submits
+    :raises FalSubmitOutcomeUnknown: a job may be running and be billed; a retry is not made
     """
 
-    template_fields: Sequence[str] = ("model", "arguments", "fal_conn_id", "priority", "runner_hint")
+    dialect: ClassVar[str]
+    template_fields: Sequence[str] = ("model", "arguments", "fal_conn_id", "arguments_schema")
     template_fields_renderers = {"arguments": "json"}  # noqa: RUF012 - Airflow's own form
 
     def __init__(
@@ -52,13 +83,8 @@ class SubmittingOperator(BaseOperator):
         model: str | XComArg,
         arguments: Mapping[str, Any] | XComArg,
         fal_conn_id: str = DEFAULT_CONN_ID,
-        start_timeout: float | None = None,
-        priority: str | None = None,
-        runner_hint: str | None = None,
-        no_retry: bool | None = None,
-        store_io: bool | None = None,
-        object_lifetime: int | None = None,
-        max_queue_length: int | None = None,
+        arguments_schema: Mapping[str, Any] | str | None = None,
+        dry_run: bool = False,
         on_unknown_submit: str = "fail",
         on_changed_arguments: str = "reattach",
         on_clear: str = "regenerate",
@@ -75,17 +101,24 @@ class SubmittingOperator(BaseOperator):
         self.model: Any = model
         self.arguments: Any = arguments
         self.fal_conn_id = fal_conn_id
-        self.start_timeout = start_timeout
-        self.priority = priority
-        self.runner_hint = runner_hint
-        self.no_retry = no_retry
-        self.store_io = store_io
-        self.object_lifetime = object_lifetime
-        self.max_queue_length = max_queue_length
+        self.arguments_schema: Any = arguments_schema
+        # BaseOperator has a method of the name without the underscore.
+        self._dry_run = dry_run
         self.on_unknown_submit = on_unknown_submit
         self.on_changed_arguments = on_changed_arguments
         self.on_clear = on_clear
-        _check_when_parsed(self._options(), templated=self.template_fields)
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """
+        Submit the job, or re-attach to the one that a previous try submitted.
+
+        :return: the handle, see :class:`~airflow_provider_uniapi_fal.protocol.job.JobHandle`
+        """
+        with failure_in_xcom(context):
+            ledger = TaskLedger(context["task_state_store"])
+            record = self.submitted(context, FalHook(self.fal_conn_id), ledger)
+            ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))
+            return handle_in(record).to_json()
 
     def submitted(self, context: Context, hook: FalHook, ledger: TaskLedger) -> JobRecord:
         """
@@ -93,38 +126,63 @@ class SubmittingOperator(BaseOperator):
 
         Pushes ``request_id``, ``status_url`` and ``response_url`` to XCom.
         """
-        hook.prepare(self.model, self.arguments, **self._options())
+        self.check(hook)
         base_url = hook.account.base_url
         self.log.info("Model %s at %s, connection %s.", self.model, base_url, self.fal_conn_id)
         ti = context["ti"]
-        record = self._decided(hook, ledger, ledger.read(), ti.max_tries)
+        record = self.decided(hook, ledger, ledger.read(), ti.max_tries)
         handle = handle_in(record)
         ti.xcom_push(key="request_id", value=handle.request_id)
         for key, url in hook.urls(handle).items():
             ti.xcom_push(key=key, value=url)
         return record
 
-    def _options(self) -> SubmitOptions:
-        return {
-            "start_timeout": self.start_timeout,
-            "priority": self.priority,
-            "runner_hint": self.runner_hint,
-            "no_retry": self.no_retry,
-            "store_io": self.store_io,
-            "object_lifetime": self.object_lifetime,
-            "max_queue_length": self.max_queue_length,
-        }
+    def check(self, hook: FalHook) -> None:
+        """
+        Check all that can be checked before anything is paid; on a dry run, end here.
 
-    def _decided(
+        :raises FalInputError: naming every wrong field
+        :raises AirflowSkipException: on a dry run
+        """
+        hook.prepare(self.model, self.arguments, dialect=self.dialect, **self.options())
+        if self.arguments_schema is not None:
+            problems = schema_problems(schema_of(self.arguments_schema), self.arguments)
+            if problems:
+                raise error_of(
+                    bad_input("The arguments do not fit arguments_schema: " + "; ".join(problems) + ".")
+                )
+        dialect = dialect_named(self.dialect)
+        for remark in dialect.remarks(self.model, self.arguments):
+            self.log.warning("%s", remark)
+        if self._dry_run:
+            request = self._request(hook)
+            told = ", ".join(f"{name} ({_kind(value)})" for name, value in (request.json or {}).items())
+            url = hook.account.url(request.family, request.path)
+            raise AirflowSkipException(
+                f"Dry run: would post to {url}, connection {self.fal_conn_id}: {told}."
+            )
+
+    def options(self) -> dict[str, Any]:
+        """Return the dialect's request options."""
+        return {}
+
+    def _request(self, hook: FalHook) -> HttpRequest:
+        """Return the post, with the files that the arguments name inside."""
+        arguments = with_files(self.arguments, dialect_named(self.dialect).media_inputs)
+        return hook.prepare(self.model, arguments, dialect=self.dialect, **self.options())
+
+    def decided(
         self, hook: FalHook, ledger: TaskLedger, record: JobRecord | None, max_tries: int
     ) -> JobRecord:
-        asked = fingerprint(bare_model(self.model), self.arguments, self.fal_conn_id)
+        """Return the record of the job that this try has, submitting it if that is what the ledger says."""
+        model = dialect_named(self.dialect).model_id(self.model)
+        asked = fingerprint(model, self.arguments, self.fal_conn_id, dialect=self.dialect)
         cleared = record is not None and was_cleared(record, max_tries)
         decision = decide(
             record,
             asked=asked,
             cleared=cleared,
-            state=self._state_of(hook, record) if cleared else None,
+            state=self.state_of(hook, record) if cleared else None,
             on_unknown_submit=self.on_unknown_submit,
             on_changed_arguments=self.on_changed_arguments,
             on_clear=self.on_clear,
@@ -147,7 +205,7 @@ class SubmittingOperator(BaseOperator):
             raise error_of(_changed(decision.why))
         raise error_of(unknown_outcome(decision.why))
 
-    def _state_of(self, hook: FalHook, record: JobRecord | None) -> JobState | None:
+    def state_of(self, hook: FalHook, record: JobRecord | None) -> JobState | None:
         """Ask the gateway how the recorded job stands; no answer counts as live, which pays nothing."""
         if record is None or record.handle is None:
             return None
@@ -158,12 +216,12 @@ class SubmittingOperator(BaseOperator):
             return None
 
     def _submit(self, hook: FalHook, ledger: TaskLedger, asked: str, max_tries: int) -> JobRecord:
-        arguments = with_data_uris(self.arguments)
-        request = hook.prepare(self.model, arguments, **self._options())
+        request = self._request(hook)
         intent = JobRecord(Phase.INTENT, asked, max_tries, time.time())
+        self.before_paying(intent)
         ledger.write(intent)
         try:
-            submitted = hook.post(self.model, request)
+            accepted = hook.post(self.model, request, dialect=self.dialect)
         except FalSubmitOutcomeUnknown as error:
             if self.on_unknown_submit == "resubmit":
                 raise error_of(_to_be_resubmitted(error.failure)) from error
@@ -175,19 +233,26 @@ class SubmittingOperator(BaseOperator):
             else:
                 ledger.forget()
             raise
-        if isinstance(submitted, Finished):
-            raise TypeError("the fal queue answers a submit with a handle, never with the result")
-        handle = submitted.handle
-        record = JobRecord(Phase.SUBMITTED, asked, max_tries, time.time(), handle)
+        return self.take(accepted, ledger, intent)
+
+    def before_paying(self, intent: JobRecord) -> None:
+        """Make sure, when all is decided and nothing is sent, that what will be paid for can be kept."""
+
+    def take(self, accepted: Submitted | Finished, ledger: TaskLedger, intent: JobRecord) -> JobRecord:
+        """Write down what the gateway accepted, and return the record."""
+        if isinstance(accepted, Finished):
+            raise TypeError(f"{self.dialect} answers with the result itself: this operator cannot take it")
+        handle = accepted.handle
+        record = JobRecord(Phase.SUBMITTED, intent.fingerprint, intent.max_tries, time.time(), handle)
         try:
             ledger.write(record)
         except Exception:
             self.log.error("Request %s was submitted, but the ledger did not take it.", handle.request_id)
             raise
-        position = submitted.status.queue_position
+        position = accepted.status.queue_position
         where = "" if position is None else f" at position {position}"
         self.log.info(
-            "Submitted request %s; it is %s%s.", handle.request_id, submitted.status.state.value, where
+            "Submitted request %s; it is %s%s.", handle.request_id, accepted.status.state.value, where
         )
         return record
 
@@ -204,17 +269,13 @@ def in_phase(record: JobRecord, phase: Phase, max_tries: int, failure: Failure |
     return replace(record, phase=phase, max_tries=max_tries, written_at=time.time(), failure=failure)
 
 
-def _check_when_parsed(options: SubmitOptions, *, templated: Sequence[str]) -> None:
-    """
-    Refuse options that make no sense; those that are templated are checked when the task runs.
-
-    :raises ValueError: naming each wrong one
-    """
-    fixed = {name: value for name, value in options.items() if name not in templated}
-    # Any model and any arguments do: these, too, may be templates still.
-    refused = FalDialect().submit_request("model", {}, fixed)
-    if isinstance(refused, Failure):
-        raise ValueError(refused.what)
+def _kind(value: Any) -> str:
+    """Say of what kind a value is without telling it: prompts and inputs stay out of logs."""
+    if isinstance(value, str):
+        return f"{len(value)} characters"
+    if isinstance(value, (Mapping, list, tuple)):
+        return f"{len(value)} items"
+    return type(value).__name__
 
 
 def _changed(why: str) -> Failure:
@@ -233,3 +294,16 @@ def _to_be_resubmitted(failure: Failure) -> Failure:
         may_run=True,
         http_status=failure.http_status,
     )
+
+
+def given(arguments: Mapping[str, Any] | None, **fields: Any) -> dict[str, Any]:
+    """
+    Return the vendor's fields that a user gave by name, together with further ones.
+
+    :raises ValueError: if a field is given in both ways
+    """
+    named = {name: value for name, value in fields.items() if value is not None}
+    twice = sorted(named.keys() & (arguments or {}).keys())
+    if twice:
+        raise ValueError(f"given both by name and in arguments: {', '.join(twice)}")
+    return {**named, **(arguments or {})}

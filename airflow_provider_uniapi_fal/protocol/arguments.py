@@ -6,9 +6,14 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from jsonschema import Draft202012Validator
 
 from airflow_provider_uniapi_fal.protocol.messages import MAX_DEPTH
+
+if TYPE_CHECKING:
+    from jsonschema import ValidationError
 
 Word = TypeVar("Word", bound=str)
 
@@ -34,6 +39,20 @@ def arguments_problems(arguments: object) -> list[str]:
     if not isinstance(arguments, Mapping):
         return [f"arguments: a mapping of the model's inputs is needed, not {type(arguments).__name__}"]
     return _json_problems(arguments, "arguments", ())
+
+
+def schema_problems(
+    schema: Mapping[str, Any] | bool, arguments: Mapping[str, Any], where: str = "arguments"
+) -> list[str]:
+    """
+    Return where the arguments break a JSON Schema (draft 2020-12), one text for each wrong field.
+
+    The texts say what is needed and never what was given: that may be a prompt. A part of a schema that has a
+    ``description`` and fails as a whole (``not``, ``anyOf``, ``oneOf``) is named by it.
+    """
+    found = Draft202012Validator(schema).iter_errors(as_json(arguments))
+    ordered = sorted(found, key=lambda error: [str(step) for step in error.absolute_path])
+    return list(dict.fromkeys(text for error in ordered for text in _said(error, where)))
 
 
 def as_json(value: Any) -> Any:
@@ -64,7 +83,7 @@ def seconds(name: str, value: object, *, or_zero: bool = False) -> float:
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         number = math.nan
     if not (0 < number < 1e9 or (or_zero and number == 0)):
-        least = "0 seconds or more" if or_zero else "more than 0 seconds"
+        least = "0 seconds or more is" if or_zero else "more than 0 seconds"
         raise ValueError(f"{name} must be {least}, not {value!r}")
     return float(number)
 
@@ -102,3 +121,52 @@ def _json_problems(value: Any, where: str, around: tuple[int, ...]) -> list[str]
     if value is None or isinstance(value, (bool, int, float, str)):
         return []
     return [f"{where}: {type(value).__name__} has no form in JSON"]
+
+
+_TYPE_WORDS = {
+    "string": "a text",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "null",
+}
+
+
+_NEEDED = {
+    "const": "{!r} is",
+    "minLength": "at least {} characters are",
+    "maxLength": "at most {} characters are",
+    "minimum": "{} or more is",
+    "maximum": "{} or less is",
+    "exclusiveMinimum": "more than {} is",
+    "exclusiveMaximum": "less than {} is",
+    "multipleOf": "a multiple of {} is",
+    "minItems": "at least {} of them are",
+    "maxItems": "at most {} of them are",
+    "uniqueItems": "a list in which nothing comes twice is",
+}
+
+
+def _said(error: ValidationError, where: str) -> list[str]:
+    """Return what is needed in the place that an error is about, without what is there."""
+    place = where + "".join(
+        f"[{step}]" if isinstance(step, int) else f".{step}" for step in error.absolute_path
+    )
+    limit: Any = error.validator_value
+    instance: Any = error.instance
+    schema: Mapping[str, Any] = error.schema if isinstance(error.schema, Mapping) else {}
+    keyword = str(error.validator)
+    if keyword == "required":
+        return [f"{place}.{name}: is needed" for name in limit if name not in instance]
+    if keyword == "additionalProperties":
+        return [f"{place}: has names that are not known; known are {', '.join(schema.get('properties', ()))}"]
+    if keyword in _NEEDED:
+        return [f"{place}: {_NEEDED[keyword].format(limit)} needed"]
+    if keyword == "type":
+        words = [limit] if isinstance(limit, str) else limit
+        return [f"{place}: {' or '.join(_TYPE_WORDS[word] for word in words)} is needed"]
+    if keyword == "enum":
+        return [f"{place}: one of {', '.join(map(repr, limit))} is needed"]
+    return [f"{place}: {schema.get('description') or f'does not fit the schema ({keyword})'}"]

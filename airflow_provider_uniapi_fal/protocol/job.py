@@ -175,13 +175,17 @@ class JobResult:
         """Whether any file in it was marked as unsafe."""
         return any(file.flagged for file in self.media)
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it as JSON values, without the bytes of data URIs: those never enter an event or an XCom."""
-        media = [replace(file, url=None) if file.inline else file for file in self.media]
+    def to_json(self, *, whole: bool = False) -> dict[str, Any]:
+        """
+        Return it as JSON values, without the bytes of data URIs: those never enter an event or an XCom.
+
+        :param whole: with the bytes, for a file in storage
+        """
+        media = [replace(file, url=None) if file.inline and not whole else file for file in self.media]
         return {
             "schema_version": SCHEMA_VERSION,
             "handle": self.handle.to_json(),
-            "data": without_data_uris(self.data),
+            "data": self.data if whole else without_data_uris(self.data),
             "media": [asdict(file) for file in media],
             "seed": self.seed,
             "billable_units": self.billable_units,

@@ -26,6 +26,7 @@ class HttpRequest:
     :param query: query parameters
     :param headers: headers besides the credential and the connection's own
     :param json: the body, or None for no body
+    :param read_timeout: seconds for a whole reply; None for the account's
     """
 
     method: Literal["GET", "POST", "PUT"]
@@ -34,6 +35,7 @@ class HttpRequest:
     query: Mapping[str, str] = field(default_factory=dict)
     headers: Mapping[str, str] = field(default_factory=dict)
     json: Mapping[str, Any] | None = None
+    read_timeout: float | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,8 @@ import math
 from datetime import timezone
 from email.utils import parsedate_to_datetime
 
-from airflow_provider_uniapi_fal.protocol.messages import HttpReply, NotSent, Sent
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
+from airflow_provider_uniapi_fal.protocol.messages import HttpReply, NotSent
 
 #: Posts of one submit that provably were not accepted, and seconds waited for them, before giving up.
 MAX_SUBMIT_ATTEMPTS = 5
@@ -51,24 +52,27 @@ def backoff(attempt: int, jitter: float) -> float:
     return float(min(2 ** min(attempt - 1, 10), 30)) * (1 + jitter / 2)
 
 
-def submit_again_after(sent: Sent, *, attempt: int, waited: float, now: float, jitter: float) -> float | None:
+def submit_again_after(
+    outcome: NotSent | Failure, *, attempt: int, waited: float, jitter: float
+) -> float | None:
     """
     Decide whether a submit may be sent again at once, and after how many seconds; None means no.
 
     A submit has no idempotency key: every accepted post is a paid job. It is sent again only when it
-    provably was not accepted, because no byte of it was sent or because the gateway answered 429.
+    provably was not accepted, because no byte of it was sent or because the gateway asked for patience.
 
+    :param outcome: what came of the last post, if it did not lead to a job
     :param attempt: posts made so far, from 1
     :param waited: seconds waited between them so far
-    :param now: seconds since the epoch
     :param jitter: a random number from 0 to 1
     """
-    if isinstance(sent, NotSent):
-        not_accepted = not sent.permanent
+    asked = None
+    if isinstance(outcome, NotSent):
+        not_accepted = not outcome.permanent
     else:
-        not_accepted = isinstance(sent, HttpReply) and sent.status == 429
+        not_accepted = outcome.kind is FailureKind.RATE_LIMITED
+        asked = outcome.retry_after
     if not not_accepted or attempt >= MAX_SUBMIT_ATTEMPTS:
         return None
-    asked = retry_after(sent, now) if isinstance(sent, HttpReply) else None
     delay = backoff(attempt, jitter) if asked is None else asked
     return delay if waited + delay <= MAX_SUBMIT_WAIT else None

@@ -11,13 +11,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_uniapi_fal.protocol import retrying
+from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.dialects.base import (
     CancelOutcome,
     Dialect,
+    Finished,
     LookAgain,
     ResultReading,
     StatusReading,
     SubmitReading,
+    Submitted,
 )
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.messages import (
@@ -35,7 +38,7 @@ from airflow_provider_uniapi_fal.protocol.messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from airflow_provider_uniapi_fal.protocol.job import JobHandle
+    from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
     from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
 
 
@@ -72,30 +75,38 @@ def submit(
     while True:
         attempt += 1
         sent = yield from send(request)
-        delay = retrying.submit_again_after(
-            sent, attempt=attempt, waited=waited, now=clock(), jitter=jitter()
+        if isinstance(sent, ReplyLost):
+            return unknown_outcome(f"the reply was lost ({sent.reason})")
+        reading: SubmitReading | NotSent = (
+            sent
+            if isinstance(sent, NotSent)
+            else dialect.read_submit(sent, model=model, fal_conn_id=fal_conn_id, account=account, now=clock())
         )
+        if isinstance(reading, (Submitted, Finished)):
+            return reading
+        delay = retrying.submit_again_after(reading, attempt=attempt, waited=waited, jitter=jitter())
         if delay is None:
             break
         waited += delay
         yield Sleep(delay)
-    if isinstance(sent, NotSent):
+    if isinstance(reading, NotSent):
         return Failure(
             FailureKind.PROTOCOL,
-            what=f"The gateway could not be reached ({sent.reason}); nothing was sent.",
+            what=f"The gateway could not be reached ({reading.reason}); nothing was sent.",
             retry_does="submits.",
             advice="Look at the connection's host, the network and the proxy.",
         )
-    if isinstance(sent, ReplyLost):
-        return unknown_outcome(f"the reply was lost ({sent.reason})")
-    return dialect.read_submit(sent, model=model, fal_conn_id=fal_conn_id, account=account, now=clock())
+    return reading
 
 
 def look(
     dialect: Dialect, handle: JobHandle, *, logs: bool, clock: Callable[[], float]
 ) -> Flow[StatusReading]:
     """Ask once how a job is going."""
-    sent = yield from send(dialect.status_request(handle, logs=logs))
+    request = dialect.status_request(handle, logs=logs)
+    if isinstance(request, Failure):
+        return request
+    sent = yield from send(request)
     if not isinstance(sent, HttpReply):
         return LookAgain(_no_reply(sent))
     return dialect.read_status(handle, sent, clock())
@@ -103,7 +114,10 @@ def look(
 
 def fetch(dialect: Dialect, handle: JobHandle, *, clock: Callable[[], float]) -> Flow[ResultReading]:
     """Ask once for the result."""
-    sent = yield from send(dialect.result_request(handle))
+    request = dialect.result_request(handle)
+    if isinstance(request, Failure):
+        return request
+    sent = yield from send(request)
     if not isinstance(sent, HttpReply):
         return LookAgain(_no_reply(sent))
     return dialect.read_result(handle, sent, clock())
@@ -132,6 +146,27 @@ def result(
         return fetch(dialect, found, clock=clock)
 
     return (yield from _patiently(dialect, handle, ask, jitter))
+
+
+def landable(
+    dialect: Dialect, job: JobResult, *, clock: Callable[[], float], jitter: Callable[[], float]
+) -> Flow[JobResult | LookAgain | Failure]:
+    """
+    Ask for the addresses from which the media are best fetched, a few times if need be.
+
+    :return: the result with them; or why there are none, when the result has to do as it is
+    """
+    request = dialect.landing_request(job)
+    if request is None:
+        return job
+
+    def ask(_: JobHandle) -> Flow[ResultReading]:
+        sent = yield from send(request)
+        if not isinstance(sent, HttpReply):
+            return LookAgain(_no_reply(sent))
+        return dialect.read_landing(job, sent, clock())
+
+    return (yield from _patiently(dialect, job.handle, ask, jitter))
 
 
 def cancel(dialect: Dialect, handle: JobHandle) -> Flow[CancelOutcome]:
@@ -197,8 +232,7 @@ def unclear(handle: JobHandle, again: LookAgain) -> Failure:
             FailureKind.RESULT_EXPIRED,
             what=f"The gateway does not have it: {again.reason}.",
             retry_does="of a wait looks again and will most likely find the same.",
-            advice="fal keeps results for an hour, those above 10 KB for six minutes. If the job is younger, look "
-            "at the connection's host and family paths.",
+            advice=f"{dialect_named(handle.dialect).keeps} If the job is younger, look at the connection's host and family paths.",
             billed="maybe",
             may_run=True,
             request_id=handle.request_id,

@@ -1,4 +1,4 @@
-"""The sensor that waits for a job on the fal queue."""
+"""The sensor that waits for a job."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from airflow_provider_uniapi_fal.exceptions import FalSensorTimeout, FalTimeout,
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
 from airflow_provider_uniapi_fal.protocol.cadence import LONGEST
+from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
@@ -44,10 +45,12 @@ class FalQueueSensor(BaseSensorOperator):
 
     Give the job in one of three ways: ``handle``, or ``status_url``, or ``request_id`` with ``model``.
 
-    :param handle: what ``FalSubmitOperator`` returned (templated); it names its connection
+    :param handle: what ``FalSubmitOperator``, or any other operator of this provider with ``wait=False``, returned
+        (templated); it names its dialect and its connection
     :param status_url: address of a status (templated); its host is not used, the connection's is
     :param request_id: the server's id (templated)
     :param model: model id that the request was submitted to (templated)
+    :param dialect: wire protocol of ``status_url`` and ``request_id``, default ``fal``; a handle names its own
     :param fal_conn_id: connection for ``status_url`` and ``request_id`` (templated; default ``fal_default``);
         with a handle, None means the handle's own
     :param deferrable: True (default) waits in the triggerer without a worker; False waits in the worker, by
@@ -87,6 +90,7 @@ class FalQueueSensor(BaseSensorOperator):
         status_url: str | XComArg | None = None,
         request_id: str | XComArg | None = None,
         model: str | XComArg | None = None,
+        dialect: str = "fal",
         fal_conn_id: str | None = None,
         deferrable: bool | None = True,
         poke_interval: timedelta | float | None = None,
@@ -114,6 +118,8 @@ class FalQueueSensor(BaseSensorOperator):
         self.status_url: Any = status_url
         self.request_id: Any = request_id
         self.model: Any = model
+        dialect_named(dialect)
+        self.dialect = dialect
         self._way = given[0]
         self.fal_conn_id = fal_conn_id
         self.deferrable = deferrable
@@ -197,7 +203,12 @@ class FalQueueSensor(BaseSensorOperator):
             raise error_of(bad_input(f"{self._way}: it is empty now that the task runs."))
         if self.handle is None:
             hook = FalHook(self.fal_conn_id or DEFAULT_CONN_ID)
-            return hook.handle_of(status_url=self.status_url, request_id=self.request_id, model=self.model)
+            return hook.handle_of(
+                status_url=self.status_url,
+                request_id=self.request_id,
+                model=self.model,
+                dialect=self.dialect,
+            )
         try:
             handle = JobHandle.from_json(self.handle)
         except ValueError as error:

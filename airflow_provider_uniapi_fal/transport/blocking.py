@@ -91,7 +91,8 @@ class BlockingTransport:
             # A kept connection may be closed by the server just as the post is sent, which cannot be told
             # from a lost reply: a submit always has a connection of its own.
             session.close()
-        deadline = time.monotonic() + self.account.read_timeout
+        patience = request.read_timeout or self.account.read_timeout
+        deadline = time.monotonic() + patience
         # The caller may be handling an error of its own, which Python then adds to the causes of ours.
         callers_error = sys.exc_info()[1]
         try:
@@ -105,7 +106,7 @@ class BlockingTransport:
                 params=dict(request.query),
                 headers=headers,
                 json=request.json,
-                timeout=(self.account.connect_timeout, self.account.read_timeout),
+                timeout=(self.account.connect_timeout, patience),
                 allow_redirects=False,
                 stream=True,
                 proxies={"http": proxy, "https": proxy} if proxy else {},

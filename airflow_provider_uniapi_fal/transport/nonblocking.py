@@ -181,14 +181,16 @@ class NonblockingTransport:
         headers = headers_for(self.account, request, url)
         if request.method == "POST":
             # As in the blocking transport: a submit never goes over a connection that may be closing.
-            async with await self._open(force_close=True) as session:
+            async with await self._open(force_close=True, read_timeout=request.read_timeout) as session:
                 return await self._exchange(session, request, url, headers)
         async with self._opening:
             if self._session is None or self._session.closed:
                 self._session = await self._open(force_close=False)
         return await self._exchange(self._session, request, url, headers)
 
-    async def _open(self, *, force_close: bool, for_streams: bool = False) -> aiohttp.ClientSession:
+    async def _open(
+        self, *, force_close: bool, for_streams: bool = False, read_timeout: float | None = None
+    ) -> aiohttp.ClientSession:
         context = await asyncio.to_thread(tls_context, self.account)
         limit = 0 if for_streams else MAX_CONNECTIONS
         connector = aiohttp.TCPConnector(limit=limit, ssl=context, force_close=force_close)
@@ -197,7 +199,7 @@ class NonblockingTransport:
             total=None,
             sock_connect=self.account.connect_timeout,
             # Who reads a stream has a patience of his own, for each read.
-            sock_read=None if for_streams else self.account.read_timeout,
+            sock_read=None if for_streams else read_timeout or self.account.read_timeout,
         )
         return aiohttp.ClientSession(
             connector=connector,
@@ -223,7 +225,8 @@ class NonblockingTransport:
                 allow_redirects=False,
                 proxy=proxy,
             ) as response:
-                body = await asyncio.wait_for(self._read(response), self.account.read_timeout)
+                patience = request.read_timeout or self.account.read_timeout
+                body = await asyncio.wait_for(self._read(response), patience)
                 return reply_of(self.account, response.status, response.headers, body, self._max_body)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             # No connection came about: refused, no such name, too slow, or a certificate that is not trusted.

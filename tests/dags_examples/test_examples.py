@@ -18,6 +18,11 @@ FILES = sorted(EXAMPLES.glob("*.py"))
 
 #: Every example and its tasks: an example that is added or changed is looked at here.
 TASKS = {
+    "kling_image_to_video": {"generate", "land"},
+    "kling_images": {"generate", "land"},
+    "kling_text_to_video": {"generate", "land"},
+    "kling_try_on": {"submit", "wait", "land"},
+    "luma_video": {"generate", "extend", "land", "land_longer"},
     "nightly_media": {
         "read_prompts",
         "tonight",
@@ -28,6 +33,7 @@ TASKS = {
     },
     "one_picture": {"submit", "wait", "land"},
     "one_task": {"generate", "land"},
+    "openai_pictures": {"generate"},
 }
 
 
@@ -48,6 +54,12 @@ def bag() -> DagBag:
 def test_airflow_finds_every_example_and_no_error_in_them(bag: DagBag) -> None:
     assert bag.import_errors == {}
     assert {name: set(dag.task_dict) for name, dag in bag.dags.items()} == TASKS
+
+
+def test_a_result_leads_from_task_to_task(bag: DagBag) -> None:
+    assert bag.dags["luma_video"].get_task("generate").downstream_task_ids == {"extend", "land"}
+    assert bag.dags["luma_video"].get_task("extend").downstream_task_ids == {"land_longer"}
+    assert bag.dags["kling_try_on"].get_task("submit").downstream_task_ids == {"wait"}
 
 
 def test_a_night_is_a_mapped_group_with_retries_and_an_account_at_its_end(bag: DagBag) -> None:

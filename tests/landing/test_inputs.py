@@ -11,8 +11,8 @@ from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[impor
 from PIL import Image
 
 from airflow_provider_uniapi_fal.exceptions import FalInputError
-from airflow_provider_uniapi_fal.landing import inputs
-from airflow_provider_uniapi_fal.landing.inputs import with_data_uris
+from airflow_provider_uniapi_fal.landing.inputs import with_files
+from airflow_provider_uniapi_fal.protocol.dialects.base import MediaInputs
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,6 +57,10 @@ def test_all_else_stays_as_it_is() -> None:
     assert with_data_uris(arguments) == arguments
 
 
+def with_data_uris(arguments: dict[str, Any]) -> dict[str, Any]:
+    return with_files(arguments, MediaInputs())
+
+
 TEXTS = {
     "a text": b"the password is swordfish",
     "one that begins like a bitmap": b"BM_PASSWORD=swordfish\n",
@@ -79,19 +83,16 @@ def test_a_file_that_is_no_media_is_never_sent(tmp_path: Path, content: bytes) -
         with_data_uris({"image_url": path.as_uri()})
 
 
-def test_a_file_too_large_is_refused_and_one_of_the_limit_is_not(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_too_large_is_refused_and_one_of_the_limit_is_not(tmp_path: Path) -> None:
     path = tmp_path / "picture.png"
     path.write_bytes(picture("png"))
     size = path.stat().st_size
-    monkeypatch.setattr(inputs, "MAX_INPUT_BYTES", size)
-    assert with_data_uris({"image_url": path.as_uri()})
-    monkeypatch.setattr(inputs, "MAX_INPUT_BYTES", size - 1)
+    arguments = {"image_url": path.as_uri()}
+    assert with_files(arguments, MediaInputs(max_bytes=size))
     with pytest.raises(
         FalInputError, match=rf"arguments\.image_url names a file of more than the {size - 1}"
     ):
-        with_data_uris({"image_url": path.as_uri()})
+        with_files(arguments, MediaInputs(max_bytes=size - 1))
 
 
 def test_a_device_without_an_end_does_not_fill_the_memory() -> None:

@@ -28,7 +28,7 @@ from airflow_provider_uniapi_fal.exceptions import (
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
 from airflow_provider_uniapi_fal.ledger.task_state import KEY as LEDGER_KEY
-from airflow_provider_uniapi_fal.operators import fal as operators
+from airflow_provider_uniapi_fal.operators import generating as operators
 from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator
 from airflow_provider_uniapi_fal.protocol import watching
 from airflow_provider_uniapi_fal.protocol.job import JobHandle

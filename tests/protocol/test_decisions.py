@@ -10,7 +10,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_provider_uniapi_fal.protocol import retrying
-from airflow_provider_uniapi_fal.protocol.messages import HttpReply, NotSent, ReplyLost, Sent
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, unknown_outcome
+from airflow_provider_uniapi_fal.protocol.messages import HttpReply, NotSent
 from tests.protocol.values import NOW, reply
 
 TODAY = datetime.fromtimestamp(NOW, timezone.utc)
@@ -70,40 +71,45 @@ def test_backoff_grows_to_a_bound(attempt: int, jitter: float) -> None:
     assert retrying.backoff(attempt + 1, jitter) >= pause
 
 
-anything_sent = st.one_of(
+def refusal(kind: FailureKind, retry_after: float | None = None) -> Failure:
+    return Failure(kind, what="No.", retry_does="submits.", retry_after=retry_after)
+
+
+anything = st.one_of(
     st.builds(NotSent, st.just("refused"), permanent=st.booleans()),
-    st.builds(ReplyLost, st.just("reset")),
     st.builds(
-        lambda status, wait: HttpReply(status, {} if wait is None else {"retry-after": str(wait)}),
-        st.one_of(st.integers(100, 599), st.just(429)),
-        st.none() | st.integers(-5, 500),
+        refusal,
+        st.one_of(st.sampled_from(FailureKind), st.just(FailureKind.RATE_LIMITED)),
+        st.none() | st.floats(0, 500),
     ),
 )
 
 
-@given(anything_sent, st.integers(1, 8), st.floats(0, 200), st.floats(0, 1))
-def test_a_submit_is_repeated_only_if_it_was_not_sent_or_refused_with_429(
-    sent: Sent, attempt: int, waited: float, jitter: float
+@given(anything, st.integers(1, 8), st.floats(0, 200), st.floats(0, 1))
+def test_a_submit_is_repeated_only_if_it_was_not_sent_or_patience_was_asked_for(
+    outcome: NotSent | Failure, attempt: int, waited: float, jitter: float
 ) -> None:
-    delay = retrying.submit_again_after(sent, attempt=attempt, waited=waited, now=NOW, jitter=jitter)
+    delay = retrying.submit_again_after(outcome, attempt=attempt, waited=waited, jitter=jitter)
     if delay is not None:
-        unsent = isinstance(sent, NotSent) and not sent.permanent
-        assert unsent or (isinstance(sent, HttpReply) and sent.status == 429)
+        unsent = isinstance(outcome, NotSent) and not outcome.permanent
+        assert unsent or (isinstance(outcome, Failure) and outcome.kind is FailureKind.RATE_LIMITED)
         assert attempt < retrying.MAX_SUBMIT_ATTEMPTS
         assert 0 <= delay <= retrying.MAX_SUBMIT_WAIT - waited
 
 
 @pytest.mark.parametrize(
-    ("sent", "delay"),
+    ("outcome", "delay"),
     [
         (NotSent("refused"), 1.0),
-        (reply({}, 429), 1.0),
-        (reply({}, 429, retry_after="9"), 9.0),
-        (reply({}, 429, retry_after="600"), None),
-        (reply({}, 503, retry_after="1"), None),
-        (reply({}, 408), None),
-        (ReplyLost("reset"), None),
+        (NotSent("no such file of certificates", permanent=True), None),
+        (refusal(FailureKind.RATE_LIMITED), 1.0),
+        (refusal(FailureKind.RATE_LIMITED, 9.0), 9.0),
+        (refusal(FailureKind.RATE_LIMITED, 600.0), None),
+        (refusal(FailureKind.BALANCE, 1.0), None),
+        (unknown_outcome("the gateway answered with HTTP 503"), None),
     ],
 )
-def test_a_refused_submit_waits_as_long_as_it_was_asked_to(sent: Sent, delay: float | None) -> None:
-    assert retrying.submit_again_after(sent, attempt=1, waited=0.0, now=NOW, jitter=0.0) == delay
+def test_a_refused_submit_waits_as_long_as_it_was_asked_to(
+    outcome: NotSent | Failure, delay: float | None
+) -> None:
+    assert retrying.submit_again_after(outcome, attempt=1, waited=0.0, jitter=0.0) == delay

@@ -5,11 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from airflow_provider_uniapi_fal.protocol.dialects.fal import FalDialect
+from airflow_provider_uniapi_fal.protocol.dialects.kling import KlingDialect
+from airflow_provider_uniapi_fal.protocol.dialects.luma import LumaDialect
+from airflow_provider_uniapi_fal.protocol.dialects.openai_images import OpenAIImagesDialect
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.dialects.base import Dialect
 
-DIALECTS: dict[str, Dialect] = {dialect.name: dialect for dialect in (FalDialect(),)}
+DIALECTS: dict[str, Dialect] = {
+    dialect.name: dialect for dialect in (FalDialect(), KlingDialect(), LumaDialect(), OpenAIImagesDialect())
+}
 
 
 def dialect_named(name: str) -> Dialect:

@@ -17,11 +17,27 @@ from typing import Any, TypedDict
 from airflow_provider_uniapi_fal.protocol.arguments import arguments_problems, as_json, model_problem
 from airflow_provider_uniapi_fal.protocol.dialects.base import (
     CancelOutcome,
+    Dialect,
     LookAgain,
     ResultReading,
     StatusReading,
     SubmitReading,
     Submitted,
+)
+from airflow_provider_uniapi_fal.protocol.dialects.reading import (
+    LOOKS_AGAIN,
+    MEDIA_KEYS,
+    REFUSED_TYPES,
+    Detail,
+    failed_submit,
+    files_below,
+    no_media,
+    number,
+    quoted,
+    refused_read,
+    refused_submit,
+    text_or_none,
+    whole_or_none,
 )
 from airflow_provider_uniapi_fal.protocol.errors import (
     Billed,
@@ -38,22 +54,15 @@ from airflow_provider_uniapi_fal.protocol.job import (
     LogLine,
     MediaFile,
 )
-from airflow_provider_uniapi_fal.protocol.messages import (
-    HttpReply,
-    HttpRequest,
-    Unreadable,
-    excerpt,
-    read_json,
-)
+from airflow_provider_uniapi_fal.protocol.messages import HttpReply, HttpRequest, Unreadable, read_json
 from airflow_provider_uniapi_fal.protocol.origin import (
     GatewayAccount,
     is_request_id,
     path_below_family,
 )
-from airflow_provider_uniapi_fal.protocol.retrying import retry_after
 
 #: fal itself knows the first three words only; the others are those that gateways of this family answer.
-_STATES = {
+STATES = {
     "IN_QUEUE": JobState.PENDING,
     "IN_PROGRESS": JobState.RUNNING,
     "COMPLETED": JobState.SUCCEEDED,
@@ -90,13 +99,9 @@ _TRANSIENT_TYPES = {
     "downstream_service_unavailable",
 }
 _CANCELLED_TYPES = {"client_cancelled", "client_disconnected"}
-_REFUSED_TYPES = {"content_policy_violation"}
 _FAILED_422_TYPES = {"no_media_generated"}
 
 _PATH = re.compile(r"(?P<app>(?:/[^/]+)+)/requests/(?P<id>[^/]+)(?P<rest>/status|/cancel|/response)?")
-
-#: UniAPI's text for a model that the key's group has no channel for: a refusal, whatever its status code.
-_NO_CHANNEL = "没有可用渠道"
 
 
 class SubmitOptions(TypedDict, total=False):
@@ -174,11 +179,16 @@ _OPTIONS = {
 }
 
 
-class FalDialect:
+class FalDialect(Dialect):
     """fal's queue behind the gateway's ``/fal-ai`` prefix."""
 
     name = "fal"
     family = "fal"
+    keeps = "fal keeps results for an hour, those above 10 KB for six minutes."
+
+    def model_id(self, model: str) -> str:
+        """Return a model id without the leading ``fal-ai/``."""
+        return bare_model(model)
 
     def submit_request(
         self, model: object, arguments: object, options: Mapping[str, Any]
@@ -211,20 +221,12 @@ class FalDialect:
         """Read the reply to a submit."""
         body = read_json(reply)
         if not reply.ok:
-            return _refused_submit(reply, body, now)
+            return refused_submit(reply, _detail(body, reply), now, billed=_billed(reply))
         if not isinstance(body, dict):
             return unknown_outcome("the gateway's reply cannot be read", reply.status)
-        if _STATES.get(_word(body)) is JobState.FAILED or (body.get("error") and "request_id" not in body):
-            detail = _Detail.of(body)
-            return Failure(
-                FailureKind.JOB_FAILED,
-                what=f"The gateway answered the submit with a failure{detail.words}.",
-                retry_does="fails at once without a submit; clear the task to submit again.",
-                billed="maybe",
-                error_type=detail.type,
-                http_status=reply.status,
-                request_id=body["request_id"] if is_request_id(body.get("request_id")) else None,
-            )
+        if STATES.get(_word(body)) is JobState.FAILED or (body.get("error") and "request_id" not in body):
+            request_id = body["request_id"] if is_request_id(body.get("request_id")) else None
+            return failed_submit(reply, Detail.of(body), request_id)
         urls = {
             name: path_below_family(body.get(name), account.family_paths[self.family], account.base_url)
             for name in ("status_url", "response_url", "cancel_url")
@@ -304,25 +306,25 @@ class FalDialect:
     def read_status(self, handle: JobHandle, reply: HttpReply, now: float) -> StatusReading:
         """Read the reply to it: any 2xx with a known word is an answer, nearly all else is "look again"."""
         if not reply.ok:
-            return _refused_read(handle, reply, now, may_run=True)
+            return refused_read(handle, reply, _detail(read_json(reply), reply), now, may_run=True)
         if reply.oversized:
             return LookAgain("the status is too long to read here", oversized=True)
         body = read_json(reply)
         if not isinstance(body, dict):
-            return LookAgain("the status cannot be read" + _quoted(body))
+            return LookAgain("the status cannot be read" + quoted(body))
         word = _word(body)
         if not word:
-            return LookAgain(f"the status has no word for the state{_Detail.of(body).words}", bounded=True)
+            return LookAgain(f"the status has no word for the state{Detail.of(body).words}", bounded=True)
         metrics = body.get("metrics")
-        position = _whole_or_none(body.get("queue_position"))
+        position = whole_or_none(body.get("queue_position"))
         status = JobStatus(
-            state=_STATES.get(word, JobState.UNKNOWN),
+            state=STATES.get(word, JobState.UNKNOWN),
             word=word,
             queue_position=position if position is not None and position >= 0 else None,
             logs=tuple(_log_lines(body.get("logs"))),
-            inference_time=_number(metrics.get("inference_time")) if isinstance(metrics, dict) else None,
+            inference_time=number(metrics.get("inference_time")) if isinstance(metrics, dict) else None,
         )
-        detail = _Detail.of(body)
+        detail = Detail.of(body)
         if status.state is JobState.SUCCEEDED and (body.get("error") or body.get("error_type")):
             cancelled = detail.type in _CANCELLED_TYPES
             status = replace(status, state=JobState.CANCELLED if cancelled else JobState.FAILED)
@@ -342,36 +344,29 @@ class FalDialect:
         if not reply.ok:
             return self._failed_result(handle, reply, body, now)
         if isinstance(body, Unreadable):
-            return LookAgain("the result cannot be read" + _quoted(body))
+            return LookAgain("the result cannot be read" + quoted(body))
         media = tuple(_media_in(body))
         if isinstance(body, dict) and not media:
-            state = _STATES.get(_word(body))
+            state = STATES.get(_word(body))
             if reply.status == 202 or state in (JobState.PENDING, JobState.RUNNING):
                 return LookAgain("the result is not ready yet", bounded=True)
             if _is_error(body):
                 return self._failed_result(handle, reply, body, now)
-            empty = [key for key in _MEDIA_KEYS if key in body and not body[key]]
+            empty = [key for key in MEDIA_KEYS if key in body and not body[key]]
             if empty:
-                return Failure(
-                    FailureKind.JOB_FAILED,
-                    what=f"The job is completed, but its result has no media: {', '.join(empty)} is empty.",
-                    retry_does=_LOOKS_AGAIN,
-                    billed=_billed(reply) or "maybe",
-                    error_type="no_media_generated",
-                    request_id=handle.request_id,
-                )
+                return no_media(handle, f"{', '.join(empty)} is empty", _billed(reply) or "maybe")
         seed = body.get("seed") if isinstance(body, dict) else None
         return JobResult(
             handle=handle,
             data=body,
             media=media,
-            seed=_whole_or_none(seed),
+            seed=whole_or_none(seed),
             billable_units=reply.headers.get("x-fal-billable-units"),
         )
 
     def failure_of(self, handle: JobHandle, status: JobStatus) -> Failure:
         """Return the failure that a failed or cancelled status tells of."""
-        detail = _Detail(status.error_type, status.error)
+        detail = Detail(status.error_type, status.error)
         cancelled = status.state is JobState.CANCELLED
         return _job_failure(handle, detail, http_status=None, billed=None, cancelled=cancelled)
 
@@ -405,26 +400,21 @@ class FalDialect:
         return _with_app(empty, f"/{_app_of(model)}")
 
     def _failed_result(self, handle: JobHandle, reply: HttpReply, body: Any, now: float) -> ResultReading:
-        detail = _Detail.of(body, reply)
+        detail = _detail(body, reply)
         if "still in progress" in (detail.text or "").lower():
             return LookAgain("the result is not ready yet", bounded=True)
         if reply.status in (401, 402, 403, 429) or 300 <= reply.status < 400:
-            return _refused_read(handle, reply, now, may_run=False)
+            return refused_read(handle, reply, detail, now, may_run=False)
         if reply.status in (404, 405, 410):
             return LookAgain("the result is not there (any more)", bounded=True, not_found=True)
         if reply.status >= 500 and not _is_fals_own_error(body, reply):
             # A gateway in trouble may say so in JSON as well, in OpenAI's style with a type of its own.
-            said = _quoted(body) or detail.words
+            said = quoted(body) or detail.words
             return LookAgain(
                 f"HTTP {reply.status} instead of the result{said}", bounded=isinstance(body, dict)
             )
-        cancelled = isinstance(body, dict) and _STATES.get(_word(body)) is JobState.CANCELLED
+        cancelled = isinstance(body, dict) and STATES.get(_word(body)) is JobState.CANCELLED
         return _job_failure(handle, detail, reply.status, _billed(reply), cancelled=cancelled)
-
-
-_LOOKS_AGAIN = "of a wait looks again and will find the same."
-
-_MEDIA_KEYS = ("images", "image", "videos", "video", "audio", "audios", "files", "file")
 
 
 def bare_model(model: str) -> str:
@@ -473,7 +463,7 @@ def _is_error(body: Mapping[str, Any]) -> bool:
 
     The gateway's heartbeat commits itself to 200 before it knows how a request ends.
     """
-    if _STATES.get(_word(body)) in (JobState.FAILED, JobState.CANCELLED):
+    if STATES.get(_word(body)) in (JobState.FAILED, JobState.CANCELLED):
         return True
     if body.get("error") or body.get("error_type"):
         return True
@@ -483,74 +473,18 @@ def _is_error(body: Mapping[str, Any]) -> bool:
     )
 
 
-def _number(value: object) -> float | None:
-    try:
-        number = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    except OverflowError:
-        return None
-    return number if math.isfinite(number) else None
-
-
-def _whole_or_none(value: object) -> int | None:
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
-
-
-def _text_or_none(value: object) -> str | None:
-    return value if isinstance(value, str) else None
-
-
-def _quoted(body: object) -> str:
-    return f": {body.excerpt!r}" if isinstance(body, Unreadable) and body.excerpt else ""
-
-
 def _log_lines(logs: object) -> Iterator[LogLine]:
     for item in logs if isinstance(logs, list) else ():
         if isinstance(item, str):
             yield LogLine(item)
         elif isinstance(item, dict) and isinstance(item.get("message"), str):
             yield LogLine(
-                item["message"], _text_or_none(item.get("level")), _text_or_none(item.get("timestamp"))
+                item["message"], text_or_none(item.get("level")), text_or_none(item.get("timestamp"))
             )
 
 
-@dataclass(frozen=True)
-class _Detail:
-    """
-    The server's word and text for an error, from whichever of its shapes.
-
-    ``detail`` is a list (of the model), a text (of the platform) or a mapping; ``error`` a text or a mapping
-    (of gateways in OpenAI's style); ``message`` stands alone in others. Of a list only place, type and message
-    are taken: its ``input`` is the user's own input and stays out of messages.
-    """
-
-    type: str | None
-    text: str | None
-
-    @property
-    def words(self) -> str:
-        said = ": ".join(part for part in (self.type, self.text) if part)
-        return f" ({said})" if said else ""
-
-    @classmethod
-    def of(cls, body: Any, reply: HttpReply | None = None) -> _Detail:
-        header = reply.headers.get("x-fal-error-type") if reply else None
-        if isinstance(body, Unreadable):
-            return cls(header, body.excerpt or None)
-        if not isinstance(body, dict):
-            return cls(header, None)
-        kind = body.get("error_type") or header
-        texts: list[str] = []
-        for item in (body.get("detail"), body.get("error"), body.get("message")):
-            for part in item if isinstance(item, list) else [item]:
-                if isinstance(part, str):
-                    texts.append(part)
-                elif isinstance(part, dict):
-                    kind = kind or part.get("type") or part.get("code")
-                    steps = part.get("loc")
-                    place = ".".join(str(step) for step in steps) if isinstance(steps, list) else ""
-                    said = str(part.get("msg") or part.get("message") or part.get("type") or "")
-                    texts.append(": ".join(word for word in (place, said) if word))
-        return cls(excerpt(str(kind)) if kind else None, excerpt("; ".join(t for t in texts if t)) or None)
+def _detail(body: Any, reply: HttpReply) -> Detail:
+    return Detail.of(body, reply.headers.get("x-fal-error-type"))
 
 
 def _is_fals_own_error(body: Any, reply: HttpReply) -> bool:
@@ -575,7 +509,7 @@ def _billed(reply: HttpReply) -> Billed | None:
 
 
 def _job_failure(
-    handle: JobHandle, detail: _Detail, http_status: int | None, billed: Billed | None, *, cancelled: bool
+    handle: JobHandle, detail: Detail, http_status: int | None, billed: Billed | None, *, cancelled: bool
 ) -> Failure:
     """
     Tell the kind of a job's failure from its type, else from its status code.
@@ -589,7 +523,7 @@ def _job_failure(
     advice = ""
     if cancelled or detail.type in _CANCELLED_TYPES or http_status == 499:
         kind, what = FailureKind.JOB_CANCELLED, "The job was cancelled"
-    elif detail.type in _REFUSED_TYPES:
+    elif detail.type in REFUSED_TYPES:
         kind, what = FailureKind.CONTENT_REFUSED, "The model refused the content"
         advice = "Change the prompt or the input media."
     elif detail.type in _TRANSIENT_TYPES or (http_status is not None and http_status >= 500):
@@ -602,7 +536,7 @@ def _job_failure(
     return Failure(
         kind,
         what=f"{what}{detail.words}.",
-        retry_does=_LOOKS_AGAIN,
+        retry_does=LOOKS_AGAIN,
         advice=advice,
         billed=billed or expected,
         transient=transient and (billed or expected) == "no",
@@ -610,96 +544,6 @@ def _job_failure(
         http_status=http_status,
         request_id=handle.request_id,
     )
-
-
-def _refused_read(handle: JobHandle, reply: HttpReply, now: float, *, may_run: bool) -> LookAgain | Failure:
-    """Read a status or result that came back as something else than 2xx, the job itself not being the cause."""
-    body = read_json(reply)
-    detail = _Detail.of(body, reply)
-    if reply.status in (401, 402, 403):
-        auth = reply.status == 401
-        return Failure(
-            FailureKind.AUTH if auth else FailureKind.BALANCE,
-            what=(
-                f"The gateway refused the key when asked for the job{detail.words}."
-                if auth
-                else f"The gateway refused the account when asked for the job{detail.words}."
-            ),
-            retry_does="of a wait looks again.",
-            advice=(
-                "Correct the connection's key; the job itself is not affected."
-                if auth
-                else "See to the account's balance; the job itself is not affected."
-            ),
-            billed="maybe",
-            may_run=may_run,
-            error_type=detail.type,
-            http_status=reply.status,
-            request_id=handle.request_id,
-        )
-    if reply.status == 404:
-        return LookAgain("the gateway does not know the job under this path", bounded=True, not_found=True)
-    if 300 <= reply.status < 400:
-        return LookAgain("the gateway answered with a redirect, which is not followed", bounded=True)
-    passing = reply.status >= 500 or reply.status in (408, 425, 429)
-    return LookAgain(f"HTTP {reply.status}{detail.words}", retry_after(reply, now), bounded=not passing)
-
-
-def _refused_submit(reply: HttpReply, body: Any, now: float) -> Failure:
-    """Read a submit that was not answered with 2xx: refused for a reason, or with an outcome nobody knows."""
-    detail = _Detail.of(body, reply)
-
-    def refused(
-        kind: FailureKind, what: str, advice: str, *, billed: Billed = "no", passes: bool = False
-    ) -> Failure:
-        return Failure(
-            kind,
-            what=f"{what}{detail.words}. Nothing was accepted.",
-            retry_does="submits." if passes else "would be refused in the same way.",
-            advice=advice,
-            billed=billed,
-            error_type=detail.type,
-            http_status=reply.status,
-            retry_after=retry_after(reply, now),
-        )
-
-    if _NO_CHANNEL in (detail.text or ""):
-        return refused(
-            FailureKind.INPUT,
-            "The gateway has no channel for this model in the key's group",
-            "Choose another model, or have the key's group changed.",
-        )
-    if reply.status == 429:
-        return refused(
-            FailureKind.RATE_LIMITED,
-            "The gateway takes no more jobs at the moment",
-            "Lower the number of tasks that submit at once.",
-            passes=True,
-        )
-    if reply.status == 401:
-        return refused(FailureKind.AUTH, "The gateway refused the key", "Correct the key in the connection.")
-    if reply.status in (402, 403):
-        return refused(
-            FailureKind.BALANCE,
-            "The gateway refused the account",
-            f"HTTP {reply.status} here means an exhausted balance or a locked account: see to the account.",
-        )
-    if reply.status in (400, 404, 405, 410, 413, 415, 422):
-        return refused(
-            FailureKind.CONTENT_REFUSED if detail.type in _REFUSED_TYPES else FailureKind.INPUT,
-            f"The gateway refused the submit with HTTP {reply.status}",
-            "Correct model or arguments; for a 404 look at the connection's host, too.",
-            billed=_billed(reply) or ("maybe" if reply.status == 422 else "no"),
-        )
-    if 300 <= reply.status < 400:
-        return refused(
-            FailureKind.PROTOCOL,
-            "The gateway answered the submit with a redirect, which is not followed, because the key goes to the "
-            "configured address only",
-            "Give the final address as the connection's host.",
-            passes=True,
-        )
-    return unknown_outcome(f"the gateway answered with HTTP {reply.status}{detail.words}", reply.status)
 
 
 def _media_in(data: Any) -> Iterator[MediaFile]:
@@ -714,37 +558,5 @@ def _media_in(data: Any) -> Iterator[MediaFile]:
     flagged = {f"images[{i}]" for i, flag in enumerate(flags) if flag} if isinstance(flags, list) else set()
     if isinstance(data, dict):
         data = {key: value for key, value in data.items() if key not in ("detail", "error")}
-    for file in _files_below(data, ""):
+    for file in files_below(data, ""):
         yield replace(file, flagged=True) if file.where in flagged else file
-
-
-def _files_below(value: Any, where: str) -> Iterator[MediaFile]:
-    if isinstance(value, dict):
-        if _is_media_url(value.get("url")):
-            yield MediaFile(
-                where=where,
-                url=value["url"],
-                content_type=_text_or_none(value.get("content_type")),
-                file_name=_text_or_none(value.get("file_name")),
-                file_size=_whole_or_none(value.get("file_size")),
-                width=_whole_or_none(value.get("width")),
-                height=_whole_or_none(value.get("height")),
-            )
-            return
-        for key, item in value.items():
-            inner = f"{where}.{key}" if where else key
-            if not where and (key.endswith("_url") or key in _MEDIA_KEYS) and _is_media_url(item):
-                yield MediaFile(inner, item)
-            else:
-                yield from _files_below(item, inner)
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            inner = f"{where}[{index}]"
-            if where in _MEDIA_KEYS and _is_media_url(item):
-                yield MediaFile(inner, item)
-            else:
-                yield from _files_below(item, inner)
-
-
-def _is_media_url(value: object) -> bool:
-    return isinstance(value, str) and value.startswith(("http://", "https://", "data:"))

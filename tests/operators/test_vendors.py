@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from airflow.sdk import DAG
@@ -460,5 +460,5 @@ def test_prompts_are_mapped_over(start: Start) -> None:
 def test_a_field_that_another_task_returns_makes_it_upstream() -> None:
     with DAG("chain", schedule=None):
         first = KlingImageOperator(task_id="first", prompt="p")
-        second = KlingImageToVideoOperator(task_id="second", image=first.output["media"])
+        second = KlingImageToVideoOperator(task_id="second", image=cast("Any", first.output)["media"])
     assert second.upstream_task_ids == {"first"}

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from airflow_provider_uniapi_fal.emulator.faults import FAULTS, OPERATIONS, Rule
+from airflow_provider_uniapi_fal.emulator.faults import FAMILIES, FAULTS, OPERATIONS, Rule
 from airflow_provider_uniapi_fal.emulator.settings import FAILURES, Settings
 
 PROGRAM = "python -m airflow_provider_uniapi_fal.emulator"
@@ -26,6 +26,10 @@ examples:
       three posts are turned away; jobs about cats are refused
   {PROGRAM} --fault 'body on=status status=PAUSED times=3' --fault 'turned-away because=locked match=rich'
       three statuses say a word that nobody knows; posts about the rich meet a locked account
+  {PROGRAM} --kling-slots 5 --kling-success succeeded --luma-submit id --luma-download-url empty
+      Kling turns the sixth parallel task away and spells success differently; Luma is sparing with its answers
+  {PROGRAM} --fault 'turned-away family=kling because=kling-1102 times=1' --fault 'body on=status data.task_status=odd'
+      Kling's resource pack is exhausted once; queries answer a state that nobody knows
   {PROGRAM} --tls --ca-file ca.pem --state jobs.jsonl --time-scale 60
       https, for clients that trust ca.pem; jobs survive a restart; an hour passes in a minute
 
@@ -44,9 +48,10 @@ def parser() -> argparse.ArgumentParser:
         prog=PROGRAM,
         description="A local server that speaks the gateway's wire: no network, no key, real pictures and videos.",
         epilog=f"{_explained('faults', {name: fault.says for name, fault in FAULTS.items()})}\n"
-        f"  a rule is a fault and on=({'|'.join(OPERATIONS)}), match=TEXT, times=N, and options of the fault:\n"
+        f"  a rule is a fault and on=({'|'.join(OPERATIONS)}), match=TEXT, times=N,\n"
+        f"  family=({'|'.join(FAMILIES)}), and options of the fault:\n"
         f"{_options_of_faults()}\n"
-        f"{_explained('failures', FAILURES)}\n{EXAMPLES}",
+        f"{_explained('failures, as fal words them (the others: docs/emulator.md)', FAILURES)}\n{EXAMPLES}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     for each in dataclasses.fields(Settings):

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from airflow_provider_uniapi_fal.emulator import inputs
-from airflow_provider_uniapi_fal.emulator.jobs import Job, Phase
+from airflow_provider_uniapi_fal.emulator.jobs import Job, Phase, once
 from airflow_provider_uniapi_fal.emulator.media import MediaFile, UnreadablePictureError
 from airflow_provider_uniapi_fal.emulator.refusals import NOT_FOUND, REFUSALS
 from airflow_provider_uniapi_fal.emulator.reply import Reply
@@ -117,7 +117,7 @@ async def _result(gateway: Gateway, job: Job, call: Call) -> Reply:
         return failed
     order = order_of(job)
     try:
-        files = [await gateway.studio.develop(recipe) for recipe in order.recipes]
+        files = [await gateway.develop(recipe) for recipe in order.recipes]
     except UnreadablePictureError as error:
         problem = {
             "loc": ["body", "image_url"],
@@ -164,6 +164,7 @@ def _cancelled(job: Job, word: str, code: int) -> Reply:
     return Reply.json({"status": word}, code)
 
 
+@once
 def files(job: Job) -> dict[str, PublicFile]:
     """Return the files of a finished job, none if it failed."""
     if _failed_result(job, job.arguments) is not None:
@@ -187,6 +188,7 @@ FAMILY = Family(
 )
 
 
+@once
 def order_of(job: Job) -> inputs.Order:
     """Return the media files that a job makes."""
     order = inputs.order(
@@ -197,8 +199,7 @@ def order_of(job: Job) -> inputs.Order:
         video_seconds=job.behaviour.video_seconds,
         inline=job.behaviour.data_uris,
     )
-    side = job.behaviour.media_side
-    return replace(order, recipes=tuple(inputs.within(recipe, side) for recipe in order.recipes))
+    return replace(order, recipes=tuple(map(job.shown, order.recipes)))
 
 
 def _is_addressed(job: Job, call: Call) -> bool:

@@ -26,6 +26,7 @@ from airflow_provider_uniapi_fal.emulator.reply import HangUp, Journey, Reply
 
 OPERATIONS = ("submit", "status", "result", "cancel", "list", "media", "probe")
 FAMILIES = ("fal", "kling", "luma", "openai-images")
+WORDED_REASONS = tuple(reason for reason in REASONS if not reason.startswith("kling-"))
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,9 @@ FAULTS = {
         "the connection is closed (or reset) before the call is carried out", {"reset": False}
     ),
     "turned-away": Fault(
-        f"the call is answered, but not carried out, because of {', '.join(REASONS)}", {"because": "locked"}
+        f"the call is answered, but not carried out, because of {', '.join(WORDED_REASONS)}, "
+        "or kling-N, which is Kling's error N",
+        {"because": "locked"},
     ),
     "rate-limit": Fault(
         "429 with Retry-After, in seconds or as a date", {"retry_after": 1.0, "form": "seconds"}

@@ -27,6 +27,7 @@ SMALLEST_SIDE, LARGEST_SIDE = 16, 4096
 MOST_IMAGES = 4
 ABOUT_PIXELS = 1024 * 1024
 LONG_SIDE_OF_VIDEO = 768
+SAME_PROMPT = "The same for every prompt"
 
 
 @dataclass(frozen=True)
@@ -172,8 +173,15 @@ def video_size(ratio: str, longest: int = LONG_SIDE_OF_VIDEO) -> tuple[int, int]
     return even(across * shrink), even(down * shrink)
 
 
-def within(recipe: Recipe, side: int) -> Recipe:
-    """Return a recipe for a file whose sides are no longer than this; 0 leaves it as it is."""
+def shown(recipe: Recipe, *, side: int, same: bool) -> Recipe:
+    """
+    Return the recipe of what is rendered.
+
+    :param side: no side is longer than this; 0 leaves them as they are
+    :param same: whatever was asked for, the same is shown
+    """
+    if same:
+        recipe = replace(recipe, prompt=SAME_PROMPT, seed=0, source="", second="")
     longest = max(recipe.width, recipe.height)
     if not side or longest <= side:
         return recipe

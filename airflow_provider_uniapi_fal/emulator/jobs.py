@@ -7,18 +7,22 @@ until then, at the times at which it happened, and then answers. Times are secon
 
 from __future__ import annotations
 
+import functools
 import heapq
 import json
 import math
 import random
 from bisect import bisect_left, insort
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+from airflow_provider_uniapi_fal.emulator.inputs import shown
 
 if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.emulator.inputs import Recipe
     from airflow_provider_uniapi_fal.emulator.settings import Behaviour
 
 LOG = (
@@ -67,6 +71,8 @@ class Job:
     cancel_requested: bool = False
     requeues: int = 0
     """How often it still falls back into the queue."""
+    made: dict[str, Any] = field(default_factory=dict, repr=False)
+    """What has been made once for it."""
 
     @classmethod
     def begin(
@@ -116,12 +122,16 @@ class Job:
             "family", "endpoint", "own_id", "source",
         )  # fmt: skip
         own = {name: getattr(self, name) for name in names}
-        return {**own, "body": self.body.decode("latin-1"), "behaviour": vars(self.behaviour)}
+        return {**own, "body": self.body.decode("latin-1"), "behaviour": self.behaviour.unusual}
 
     @cached_property
     def arguments(self) -> Any:
         """The JSON value of the body; a job begins with JSON only."""
         return json.loads(self.body)
+
+    def shown(self, recipe: Recipe) -> Recipe:
+        """Return the recipe of what this job renders in place of what was asked for."""
+        return shown(recipe, side=self.behaviour.media_side, same=self.behaviour.same_media)
 
     @property
     def phase(self) -> Phase:
@@ -149,6 +159,22 @@ class Job:
         until = now if self.finished_at is None else self.finished_at
         lines = ((self.started_at + share * self.run_seconds, message) for share, message in LOG)
         return [(when, message) for when, message in lines if when <= until]
+
+
+Made = TypeVar("Made")
+
+
+def once(make: Callable[[Job], Made]) -> Callable[[Job], Made]:
+    """Let something be made once for each job: what follows from its arguments and behaviour never changes."""
+    name = f"{make.__module__}.{make.__qualname__}"
+
+    @functools.wraps(make)
+    def made(job: Job) -> Made:
+        if name not in job.made:
+            job.made[name] = make(job)
+        return cast("Made", job.made[name])
+
+    return made
 
 
 class JobQueue:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_uniapi_fal.emulator import inputs, kling_inputs
-from airflow_provider_uniapi_fal.emulator.jobs import Job, Phase
+from airflow_provider_uniapi_fal.emulator.jobs import Job, Phase, once
 from airflow_provider_uniapi_fal.emulator.kling_inputs import ENDPOINTS
 from airflow_provider_uniapi_fal.emulator.refusals import kling_error, task_error
 from airflow_provider_uniapi_fal.emulator.reply import Reply
@@ -208,6 +208,7 @@ def _watermarked(name: str) -> str:
     return f"{stem}-watermark.{ending}"
 
 
+@once
 def files(job: Job) -> dict[str, PublicFile]:
     """Return the files of a finished job, none if it failed."""
     if job.behaviour.failure != "none":
@@ -215,10 +216,7 @@ def files(job: Job) -> dict[str, PublicFile]:
     made: dict[str, PublicFile] = {}
     kept = job.behaviour.kling_media_seconds
     for index, recipe in enumerate(kling_inputs.recipes(job)):
-        name, shown = (
-            f"{recipe.kind}-{index + 1}.{recipe.file_format}",
-            inputs.within(recipe, job.behaviour.media_side),
-        )
+        name, shown = f"{recipe.kind}-{index + 1}.{recipe.file_format}", job.shown(recipe)
         made[name] = PublicFile(shown, kept)
         if job.behaviour.kling_watermark_url == "present":
             made[_watermarked(name)] = PublicFile(replace(shown, watermark=WATERMARK), kept)

@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from airflow_provider_uniapi_fal.emulator import inputs
-from airflow_provider_uniapi_fal.emulator.jobs import Job, Phase
+from airflow_provider_uniapi_fal.emulator.jobs import Job, Phase, once
 from airflow_provider_uniapi_fal.emulator.refusals import detail, task_error
 from airflow_provider_uniapi_fal.emulator.reply import Reply
 from airflow_provider_uniapi_fal.emulator.server import Call, Family, Gateway, PublicFile, Route
@@ -196,6 +196,7 @@ def _reason(job: Job) -> str:
     return "The generation failed, please try again later."
 
 
+@once
 def _recipe(job: Job) -> inputs.Recipe:
     arguments, behaviour = job.arguments, job.behaviour
     width, height = inputs.video_size(arguments.get("aspect_ratio") or "16:9")
@@ -212,7 +213,7 @@ def _recipe(job: Job) -> inputs.Recipe:
         second=last if first else "",
         seconds=behaviour.video_seconds,
     )
-    return inputs.within(recipe, behaviour.media_side)
+    return job.shown(recipe)
 
 
 def _source(text: str | None) -> str:
@@ -221,6 +222,7 @@ def _source(text: str | None) -> str:
     return f"data:image/png;base64,{text}"
 
 
+@once
 def files(job: Job) -> dict[str, PublicFile]:
     """Return the files of a finished job, none if it failed."""
     if job.behaviour.failure != "none":

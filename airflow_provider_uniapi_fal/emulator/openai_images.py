@@ -11,15 +11,13 @@ import base64
 import math
 import re
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow_provider_uniapi_fal.emulator import inputs
+from airflow_provider_uniapi_fal.emulator.jobs import Job, once
 from airflow_provider_uniapi_fal.emulator.refusals import openai_error
 from airflow_provider_uniapi_fal.emulator.reply import Reply
 from airflow_provider_uniapi_fal.emulator.server import Call, Family, Gateway, PublicFile, Route
-
-if TYPE_CHECKING:
-    from airflow_provider_uniapi_fal.emulator.jobs import Job
 
 MOST_IMAGES = 10
 SIZE = re.compile(r"(\d{2,4})x(\d{2,4})")
@@ -110,7 +108,7 @@ async def _pictures(gateway: Gateway, call: Call, job: Job) -> Reply:
     made: list[dict[str, Any]] = []
     for name, file in files(job).items():
         # Both forms are answered when the picture is there, not before.
-        data = (await gateway.studio.develop(file.recipe)).data
+        data = (await gateway.develop(file.recipe)).data
         if form == "url":
             made.append({"url": gateway.media_url(call, job, name)})
         else:
@@ -130,9 +128,10 @@ def _recipes(job: Job) -> tuple[inputs.Recipe, ...]:
     order = inputs.order(
         "image", arguments, seed=job.seed, black=behaviour.flagged, video_seconds=behaviour.video_seconds
     )
-    return tuple(inputs.within(recipe, behaviour.media_side) for recipe in order.recipes)
+    return tuple(map(job.shown, order.recipes))
 
 
+@once
 def files(job: Job) -> dict[str, PublicFile]:
     """Return the files of a finished job, none if it failed."""
     if job.behaviour.failure != "none":

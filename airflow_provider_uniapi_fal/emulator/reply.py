@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+# Made once: json.dumps makes a new encoder for every answer that is not pure ASCII.
+_write = json.JSONEncoder(ensure_ascii=False).encode
+
 
 @dataclass(frozen=True)
 class HangUp:
@@ -49,7 +52,7 @@ class Reply:
     def json(cls, payload: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
         """Return an answer whose body is JSON."""
         # Half of a surrogate pair, which JSON can write, has no place in UTF-8.
-        body = json.dumps(payload, ensure_ascii=False).encode("utf-8", "replace")
+        body = _write(payload).encode("utf-8", "replace")
         return cls(status, body, headers=headers or {})
 
     @classmethod

@@ -12,6 +12,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from airflow_provider_uniapi_fal.emulator.faults import Rule
@@ -88,10 +89,13 @@ class Behaviour:
     early_result_code: int = _setting(400, "HTTP code of a result asked for before the end", (400, 202))
     result_seconds: float = _setting(3600.0, "a result is kept this long, then answers 404")
     large_result_seconds: float = _setting(360.0, "a result of 10 KB or more is kept this long")
-    media_seconds: float = _setting(7 * 86400.0, "a media file is kept this long, then answers 404")
+    media_seconds: float = _setting(7 * 86400.0, "a media file is kept this long")
     data_uris: bool = _setting(False, "media are data URIs in the result, whether asked for or not")
     video_seconds: float = _setting(2.5, "length of rendered videos")
     media_side: int = _setting(0, "longest side of rendered pictures and videos; 0 leaves them as asked")
+    same_media: bool = _setting(
+        False, "the same picture and video for every prompt, rendered once: for tests of many jobs"
+    )
     failure_message: str = _setting("", "what Kling and Luma say of a failed job, instead of their own words")
     expired_code: int = _setting(404, "HTTP code of a media file that is no longer kept", (404, 403, 410))
     kling_submit: str = _setting(
@@ -167,6 +171,11 @@ class Behaviour:
         """Return the behaviour with some of its fields changed."""
         return dataclasses.replace(self, **changes)
 
+    @cached_property
+    def unusual(self) -> Mapping[str, Any]:
+        """What is other than usual: enough to have it again."""
+        return {name: getattr(self, name) for name in USUAL if getattr(self, name) != USUAL[name]}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(Behaviour):
@@ -227,10 +236,17 @@ class Settings(Behaviour):
 
         What a rule says of it weighs more than the model's own time.
         """
+        own = [seconds for part, seconds in self.model_seconds.items() if part in model]
+        changes = {**({"run_seconds": own[-1]} if own else {}), **changes}
+        return self._scaled(changes) if changes else self._common_behaviour
+
+    @cached_property
+    def _common_behaviour(self) -> Behaviour:
+        """How most jobs go; made once, because a night has many."""
+        return self._scaled({})
+
+    def _scaled(self, changes: Mapping[str, Any]) -> Behaviour:
         common = {name: getattr(self, name) for name in BEHAVIOUR_FIELDS}
-        for part, seconds in self.model_seconds.items():
-            if part in model:
-                common["run_seconds"] = seconds
         behaviour = Behaviour(**{**common, **changes})
         return behaviour.changed({name: getattr(behaviour, name) / self.time_scale for name in DURATIONS})
 
@@ -255,6 +271,7 @@ DURATIONS = (
     "kling_media_seconds",
     "luma_link_seconds",
 )
+USUAL = {each.name: each.default for each in dataclasses.fields(Behaviour)}
 BEHAVIOUR_FIELDS = tuple(each.name for each in dataclasses.fields(Behaviour))
 
 

@@ -161,7 +161,7 @@ async def _result(gateway: Gateway, job: Job, call: Call) -> Reply:
         return failed
     order = order_of(job)
     try:
-        files = [await gateway.studio.develop(recipe) for recipe in order.recipes]
+        files = [await gateway.develop(recipe) for recipe in order.recipes]
     except UnreadablePictureError as error:
         problem = {
             "loc": ["body", "image_url"],

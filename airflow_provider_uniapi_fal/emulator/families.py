@@ -16,7 +16,7 @@ async def media(gateway: Gateway, call: Call) -> Reply:
     job, now = call.job, gateway.now()
     if job is None or job.finished_at is None:
         return NOT_FOUND
-    file = DIALECTS[job.family].files(job).get(call.part("name"))
+    file = gateway.families[job.family].files(job).get(call.part("name"))
     if file is None:
         return NOT_FOUND
     last = job.finished_at + file.seconds
@@ -26,7 +26,7 @@ async def media(gateway: Gateway, call: Call) -> Reply:
     if now > last:
         return NOT_FOUND if job.behaviour.expired_code == 404 else Reply(job.behaviour.expired_code, b"")
     try:
-        made = await gateway.studio.develop(file.recipe)
+        made = await gateway.develop(file.recipe)
     except UnreadablePictureError:
         return NOT_FOUND
     return Reply(200, made.data, content_type=file.recipe.content_type)

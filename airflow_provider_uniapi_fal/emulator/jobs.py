@@ -122,7 +122,7 @@ class Job:
             "family", "endpoint", "own_id", "source",
         )  # fmt: skip
         own = {name: getattr(self, name) for name in names}
-        return {**own, "body": self.body.decode("latin-1"), "behaviour": self.behaviour.as_mapping()}
+        return {**own, "body": self.body.decode("latin-1"), "behaviour": self.behaviour.unusual}
 
     @cached_property
     def arguments(self) -> Any:

@@ -108,7 +108,7 @@ async def _pictures(gateway: Gateway, call: Call, job: Job) -> Reply:
     made: list[dict[str, Any]] = []
     for name, file in files(job).items():
         # Both forms are answered when the picture is there, not before.
-        data = (await gateway.studio.develop(file.recipe)).data
+        data = (await gateway.develop(file.recipe)).data
         if form == "url":
             made.append({"url": gateway.media_url(call, job, name)})
         else:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import random
+import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from aiohttp import web
@@ -25,13 +27,14 @@ from airflow_provider_uniapi_fal.emulator.settings import Behaviour
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.inputs import Recipe
     from airflow_provider_uniapi_fal.emulator.journal import Journal
-    from airflow_provider_uniapi_fal.emulator.media import Studio
+    from airflow_provider_uniapi_fal.emulator.media import MediaFile, Studio
     from airflow_provider_uniapi_fal.emulator.settings import Settings
 
 # Inputs may be pictures and videos as data URIs.
 LARGEST_BODY = 128 * 1024 * 1024
 # Rules that a request brings for itself.
 FAULT_HEADER = "X-Emulator-Fault"
+OWN_FILE = re.compile(r"https?://.+/files/(?P<request_id>[\w-]+)/(?P<name>[\w.-]+)(\?.*)?")
 # From the middleware to the handler of the same request.
 _SEEN: ContextVar[SeenRequest] = ContextVar("seen")
 
@@ -48,6 +51,7 @@ class Gateway:
     settings: Settings
     studio: Studio
     journal: Journal | None = None
+    families: dict[str, Family] = field(init=False, default_factory=dict)
     rules: RuleBook = field(init=False)
     queue: JobQueue = field(init=False)
     account: Account = field(init=False)
@@ -126,6 +130,25 @@ class Gateway:
         self._note("job", **job.as_mapping())
         self._take(job)
         return job
+
+    async def develop(self, recipe: Recipe) -> MediaFile:
+        """Render a file; a picture that it is made from may be one that was made here before."""
+        given = [await self._own_picture(each) for each in (recipe.source, recipe.second)]
+        if given != [recipe.source, recipe.second]:
+            recipe = replace(recipe, source=given[0], second=given[1])
+        return await self.studio.develop(recipe)
+
+    async def _own_picture(self, source: str) -> str:
+        """Return the picture at one of the emulator's own addresses as a data URI, anything else as it is."""
+        found = OWN_FILE.fullmatch(source) if source.startswith("http") else None
+        job = self.queue.jobs.get(found["request_id"]) if found else None
+        if found is None or job is None or job.finished_at is None:
+            return source
+        file = self.families[job.family].files(job).get(found["name"])
+        if file is None or file.recipe.kind != "image":
+            return source
+        made = await self.develop(file.recipe)
+        return f"data:{file.recipe.content_type};base64,{base64.b64encode(made.data).decode()}"
 
     def media_url(self, call: Call, job: Job, name: str) -> str:
         """Return the address of one of a job's files."""
@@ -269,6 +292,7 @@ class Family:
 
 def add_routes(app: web.Application, gateway: Gateway, family: Family) -> None:
     """Serve the operations of a dialect."""
+    gateway.families[family.name] = family
     for route in family.routes:
         path, serve = gateway.settings.base_prefix + route.path, _serve(gateway, family, route)
         if route.method == "GET":

@@ -178,9 +178,10 @@ class Behaviour:
         """Return the behaviour with some of its fields changed."""
         return dataclasses.replace(self, **changes)
 
-    def as_mapping(self) -> dict[str, Any]:
-        """Return what is other than usual: enough to have it again."""
-        return {name: value for name, value in vars(self).items() if value != USUAL[name]}
+    @cached_property
+    def unusual(self) -> Mapping[str, Any]:
+        """What is other than usual: enough to have it again."""
+        return {name: getattr(self, name) for name in USUAL if getattr(self, name) != USUAL[name]}
 
 
 @dataclass(frozen=True, kw_only=True)

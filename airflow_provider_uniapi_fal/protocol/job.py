@@ -32,7 +32,7 @@ class JobHandle:
     reply names.
 
     :param dialect: the wire protocol, such as ``fal``
-    :param model: model id without the leading ``fal-ai/``
+    :param model: what it was submitted to, as the dialect writes it: a model id of fal's is without ``fal-ai/``
     :param request_id: the server's id for the job
     :param status_path: path of the status below the family's prefix
     :param response_path: path of the result below the family's prefix

@@ -115,6 +115,19 @@ def test_a_try_on_shows_both_pictures_that_were_given(start: Start) -> None:
     assert shown.getpixel((shown.width // 2, shown.height // 2)) == cloth
 
 
+def test_a_picture_that_was_made_before_can_be_given_by_its_address(start: Start) -> None:
+    _, client = start(media_side=200, faults=["job match=dark flagged=true"])
+    kling = Families(client)
+    dark = kling.kling_made(IMAGES, prompt="dark")["task_result"]["images"][0]["url"]
+    made = kling.kling_made(TRY_ON, human_image=dark, cloth_image=picture((20, 20, 220)))
+    data = kling.download(made["task_result"]["images"][0]["url"]).content
+    shown = Image.open(io.BytesIO(data)).convert("RGB")
+    assert shown.getpixel((5, shown.height // 2)) == (0, 0, 0)
+    # Any other address is not called: a picture of its own stands in.
+    other = kling.kling_made(TRY_ON, human_image="https://a.invalid/files/x/y.png", cloth_image=dark)
+    assert kling.download(other["task_result"]["images"][0]["url"]).status_code == 200
+
+
 def test_watermarked_files_are_marked_and_the_others_are_not(start: Start) -> None:
     _, client = start(kling_watermark_url="present", media_side=200)
     kling = Families(client)

@@ -326,3 +326,7 @@ def test_the_order_of_keys_makes_no_other_request(arguments: dict[str, Any], shu
 def test_model_arguments_and_connection_each_make_another_request() -> None:
     asked = [("m", {"a": 1}, "c"), ("n", {"a": 1}, "c"), ("m", {"a": 2}, "c"), ("m", {"a": 1}, "d")]
     assert len({fingerprint(*each) for each in asked}) == 4
+
+
+def test_the_same_words_in_another_dialect_are_another_request() -> None:
+    assert fingerprint("m", {"prompt": "p"}, "c") != fingerprint("m", {"prompt": "p"}, "c", dialect="luma")

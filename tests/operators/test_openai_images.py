@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,12 +22,14 @@ from airflow_provider_uniapi_fal.exceptions import (
     FalResultExpired,
     FalSubmitOutcomeUnknown,
 )
+from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.landing.storage import put_bytes
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
 from airflow_provider_uniapi_fal.ledger.task_state import KEY as LEDGER_KEY
 from airflow_provider_uniapi_fal.operators import openai_images
 from airflow_provider_uniapi_fal.operators.openai_images import FOLDER, OpenAIImagesOperator
 from airflow_provider_uniapi_fal.protocol import retrying
+from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
 from airflow_provider_uniapi_fal.sensors.fal import FalQueueSensor
 from tests.fakes import PROMPT, Task, calls, posts, set_connection
 
@@ -72,6 +75,13 @@ def test_the_answer_may_take_longer_than_any_other_reply(
     with pytest.raises(FalSubmitOutcomeUnknown):
         images(Task(), tmp_path, timeout=0.5)
     assert posts(emulator) == 2
+
+
+def test_an_event_loop_waits_as_long(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    emulator = start(run_seconds=1.2, **SMALL)
+    set_connection(monkeypatch, emulator.url, read_timeout=0.4)
+    submit = FalHook().asubmit(MODEL, {"prompt": PROMPT}, dialect="openai_images")
+    assert isinstance(asyncio.run(submit), Finished)
 
 
 @pytest.mark.parametrize(
@@ -257,6 +267,9 @@ def test_an_answer_that_brings_no_pictures_is_told_by_its_reason(
     with pytest.raises(error) as raised:
         images(Task(), tmp_path)
     assert not raised.value.may_run
+    worked = fault.startswith("job")
+    assert raised.value.billed == ("maybe" if worked else "no")
+    assert ("Nothing was accepted" in str(raised.value)) is not worked
     assert posts(emulator) == attempts
 
 

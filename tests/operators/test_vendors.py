@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
+from airflow.sdk import DAG
 from airflow.sdk.exceptions import AirflowSkipException, TaskDeferred
 
 from airflow_provider_uniapi_fal.exceptions import (
@@ -111,6 +113,14 @@ def test_the_address_of_a_status_leads_to_the_job_again(start: Start, make: Make
     handle = JobHandle.from_json(make(wait=False).execute(task.context))
     again = FalHook().handle_of(status_url=task.xcoms["status_url"], dialect=handle.dialect)
     assert (again.status_path, again.request_id) == (handle.status_path, handle.request_id)
+    sensor = FalQueueSensor(
+        task_id="wait",
+        status_url=task.xcoms["status_url"],
+        dialect=handle.dialect,
+        poke_interval=0.05,
+        deferrable=False,
+    )
+    assert sensor.execute(Task().context)["handle"]["request_id"] == handle.request_id
 
 
 # --- the money ----------------------------------------------------------------------------------------------
@@ -281,9 +291,15 @@ def test_trouble_while_waiting_is_waited_out(start: Start, make: Make, fault: st
 # --- Luma's two ways to a video -----------------------------------------------------------------------------
 
 
-def test_the_download_address_is_asked_for_at_each_landing(start: Start, tmp_path: Path) -> None:
-    emulator = start(**SMALL)
+@pytest.mark.parametrize(
+    "settings", [{"luma_download_url": "missing"}, {"luma_link_seconds": 0.3}], ids=["watermarked", "expired"]
+)
+def test_the_download_address_is_asked_for_at_each_landing(
+    start: Start, tmp_path: Path, settings: dict[str, Any]
+) -> None:
+    emulator = start(**SMALL, **settings)
     result = run(maker("luma"), Task(), deferrable=False)
+    time.sleep(settings.get("luma_link_seconds", 0.0))
     landed = [land(result, tmp_path / name)[0] for name in ("one", "two")]
     asked = [each for each in emulator.requests() if each["path"].endswith("/download_video_url")]
     assert len(asked) == 2
@@ -430,3 +446,20 @@ def test_fields_are_templates() -> None:
 def test_time_outs_are_checked_when_the_dag_is_parsed(make: Make) -> None:
     with pytest.raises(ValueError, match="queue_timeout"):
         make(queue_timeout=timedelta(hours=2), timeout=60)
+
+
+def test_prompts_are_mapped_over(start: Start) -> None:
+    emulator = start(**SMALL)
+    with DAG("night", schedule=None):
+        mapped = KlingImageOperator.partial(task_id="x", n=1, wait=False).expand(prompt=["one", "two"])
+    for prompt in ("one", "two"):
+        operator = mapped.unmap({"prompt": prompt})
+        operator.execute(Task().context)
+    assert [job["prompt"] for job in emulator.account()["jobs"]] == ["one", "two"]
+
+
+def test_a_field_that_another_task_returns_makes_it_upstream() -> None:
+    with DAG("chain", schedule=None):
+        first = KlingImageOperator(task_id="first", prompt="p")
+        second = KlingImageToVideoOperator(task_id="second", image=cast("Any", first.output)["media"])
+    assert second.upstream_task_ids == {"first"}

@@ -380,6 +380,12 @@ def test_a_progressive_picture_with_a_thumbnail_inside_tells_its_own_size() -> N
     assert pixels(target.getvalue()) == (640, 320)
 
 
+def test_tables_before_the_frame_are_passed_over() -> None:
+    content = picture(640, 320, "JPEG")
+    table = b"\xff\xc4\x00\x08\x00\x01\x00\x01\x00\x01"
+    assert pixels(content[:2] + table + b"\xff" + content[2:]) == (640, 320)
+
+
 @given(st.binary(max_size=80) | st.binary(max_size=80).map(lambda tail: b"\xff\xd8" + tail))
 def test_no_bytes_break_the_telling(content: bytes) -> None:
     found = pixels(content)

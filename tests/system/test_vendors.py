@@ -90,6 +90,7 @@ def started(airflow: LocalAirflow, emulator: Emulator, dag_id: str, **settings: 
     return run_id, prompt
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("vendor", ["kling", "luma"])
 def test_a_worker_that_dies_while_it_waits_takes_up_the_same_job(
     airflow: LocalAirflow, emulator: Emulator, vendor: str
@@ -104,6 +105,7 @@ def test_a_worker_that_dies_while_it_waits_takes_up_the_same_job(
     assert airflow.xcom(dag_id, run_id, "generate")["handle"]["request_id"] == job["request_id"]
 
 
+@pytest.mark.long
 def test_jobs_of_both_vendors_outlive_the_triggerer(airflow: LocalAirflow, emulator: Emulator) -> None:
     runs = {dag_id: started(airflow, emulator, dag_id) for dag_id in ("kling_deferred", "luma_deferred")}
     for dag_id, (run_id, _) in runs.items():
@@ -116,6 +118,7 @@ def test_jobs_of_both_vendors_outlive_the_triggerer(airflow: LocalAirflow, emula
         assert airflow.task_instance(dag_id, run_id, "generate").try_number == 1
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_while_the_answer_is_made_does_not_pay_twice(
     airflow: LocalAirflow, emulator: Emulator, tmp_path: Path
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from airflow_provider_uniapi_fal.protocol.arguments import (
@@ -116,7 +117,7 @@ class OpenAIImagesDialect(Dialect):
         code = _code_in(body)
         if not reply.ok:
             # A 5xx says nothing about the money, whatever its body says.
-            return refused_submit(reply, detail, now, code=code if reply.status < 500 else None)
+            return _answered(refused_submit(reply, detail, now, code=code if reply.status < 500 else None))
         if reply.oversized:
             return unknown_outcome("the answer is too long to be read", reply.status)
         if isinstance(body, Unreadable) or not isinstance(body, dict):
@@ -129,7 +130,7 @@ class OpenAIImagesDialect(Dialect):
                 JobResult(handle, {**body, "data": data}, media, seed=whole_or_none(body.get("seed")))
             )
         if code is not None:
-            return refused_submit(reply, detail, now, code=code)
+            return _answered(refused_submit(reply, detail, now, code=code))
         if body.get("error"):
             return failed_submit(reply, detail)
         return failed_submit(reply, Detail("no_media_generated", detail.text))
@@ -190,6 +191,13 @@ def _no_way_back(request_id: str | None = None) -> Failure:
         billed="maybe",
         request_id=request_id,
     )
+
+
+def _answered(failure: Failure) -> Failure:
+    """Return a refusal of what was asked for as one that may have come after the work, and been billed."""
+    if failure.kind not in (FailureKind.INPUT, FailureKind.CONTENT_REFUSED) or failure.http_status == 404:
+        return failure
+    return replace(failure, what=failure.what.removesuffix(" Nothing was accepted."), billed="maybe")
 
 
 def _code_in(body: Any) -> Refusal | None:

@@ -26,6 +26,7 @@ TASKS = {
         "media.land",
         "account",
     },
+    "morning": {"select", "contact_sheet", "approve", "publish"},
     "one_picture": {"submit", "wait", "land"},
     "one_task": {"generate", "land"},
 }

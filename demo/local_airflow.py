@@ -476,6 +476,14 @@ class LocalAirflow:
             path += f"/{map_index}"
         self._call("PATCH", path, {"new_state": state})
 
+    def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
+        """Choose an option of a task that waits for a person, as a user would in the interface."""
+        self._call(
+            "PATCH",
+            f"{self._task_path(dag_id, run_id, task_id)}/-1/hitlDetails",
+            {"chosen_options": [option], "params_input": {}},
+        )
+
     def task_log(
         self, dag_id: str, run_id: str, task_id: str, try_number: int = 1, map_index: int = -1
     ) -> str:

@@ -31,6 +31,7 @@ TASKS = {
         "media.land",
         "account",
     },
+    "morning": {"select", "contact_sheet", "approve", "publish"},
     "one_picture": {"submit", "wait", "land"},
     "one_task": {"generate", "land"},
     "openai_pictures": {"generate"},

@@ -1,0 +1,137 @@
+"""The morning: an asset event brings the manifest, and nothing is published before a person has approved."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.sdk import ObjectStoragePath
+from PIL import Image
+
+from airflow_provider_uniapi_fal.landing.manifest import read_manifest, verify_files
+from demo.local_airflow import LocalAirflow
+from tests.system.waiting import eventually
+
+if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.emulator.running import Emulator
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+PROJECT = Path(__file__).parents[2]
+KEY = "sk-a-key-that-must-be-written-nowhere"
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("published")
+
+
+@pytest.fixture(scope="module")
+def airflow(
+    emulator: Emulator, published: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[LocalAirflow]:
+    """
+    Run an Airflow that starts runs by itself.
+
+    The one of the other tests does not, so that an unpaused nightly DAG starts no night; then no asset starts a run,
+    either.
+    """
+    dags = tmp_path_factory.mktemp("dags")
+    for file in (
+        PROJECT / "dags_examples" / "morning.py",
+        Path(__file__).parent / "morning_dags" / "night.py",
+    ):
+        # A run that an asset starts has the parameters that are written in the file.
+        (dags / file.name).write_text(
+            file.read_text().replace("file:///tmp/published", published.as_uri()), encoding="utf-8"
+        )
+    connection = {
+        "conn_type": "uniapi_fal",
+        "host": emulator.url,
+        "password": KEY,
+        "extra": {"media_hosts": ["127.0.0.1"]},
+    }
+    with LocalAirflow(
+        tmp_path_factory.mktemp("airflow"),
+        dags=dags,
+        environment={"AIRFLOW_CONN_FAL_DEFAULT": json.dumps(connection)},
+        config={"scheduler": {"use_job_schedule": True}},
+    ) as airflow:
+        airflow.wait_for_dag("night")
+        airflow.wait_for_dag("morning")
+        airflow.unpause("morning")
+        yield airflow
+
+
+def mornings(airflow: LocalAirflow) -> list[str]:
+    return [
+        run for (run,) in airflow.query("SELECT run_id FROM dag_run WHERE dag_id = 'morning' ORDER BY id")
+    ]
+
+
+def until_a_person_is_asked(airflow: LocalAirflow, folder: Path) -> str:
+    """Let a night land; return the morning that it started, once that waits for an answer."""
+    known = len(mornings(airflow))
+    night = airflow.trigger("night", conf={"folder": folder.as_uri()})
+    assert airflow.wait_for_run("night", night, 120) == "success"
+    eventually(lambda: len(mornings(airflow)) > known, 60)
+    run_id = mornings(airflow)[-1]
+    eventually(lambda: state_of(airflow, run_id, "approve") == "awaiting_input", 120)
+    # An answer that comes before the scheduler has seen the task's process end is taken for a crash by Airflow 3.3.2.
+    # A person is not so quick.
+    eventually(lambda: has_seen_the_end_of(airflow, run_id, "approve"), 60)
+    return run_id
+
+
+def has_seen_the_end_of(airflow: LocalAirflow, run_id: str, task_id: str) -> bool:
+    lines = airflow.children["scheduler"].log.read_text(errors="replace").splitlines()
+    return any(
+        "Received executor event with state success" in line and run_id in line and f"'{task_id}'" in line
+        for line in lines
+    )
+
+
+def state_of(airflow: LocalAirflow, run_id: str, task_id: str) -> Any:
+    return airflow.task_instance("morning", run_id, task_id).state
+
+
+def test_the_night_is_on_a_sheet_and_published_only_after_an_approval(
+    airflow: LocalAirflow, published: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "night"
+    run_id = until_a_person_is_asked(airflow, folder)
+
+    [(extra,)] = airflow.query("SELECT extra FROM asset_event ORDER BY id DESC LIMIT 1")
+    told = json.loads(extra)
+    assert told["manifest_path"] == (folder / "manifest.jsonl").as_uri()
+    assert told["counts"]["succeeded"] == told["counts"]["asked"] == 1
+    with Image.open(folder / "contact-sheet.jpg") as sheet:
+        assert sheet.width == 512
+        assert len(sheet.resize((32, 16)).getcolors(512) or ()) > 50, "there are pictures on it"
+    assert state_of(airflow, run_id, "approve") == "awaiting_input"
+    assert state_of(airflow, run_id, "publish") is None
+    assert list(published.rglob("*")) == []
+
+    airflow.answer("morning", run_id, "approve", "Approve")
+    assert airflow.wait_for_run("morning", run_id, 120) == "success"
+    [path] = published.rglob("selected.jsonl")
+    manifest = read_manifest(ObjectStoragePath(path.as_uri()))
+    files = [file for row in manifest.rows for file in row.files]
+    assert sorted(Path(file.path).name for file in files) == ["harbour-0.jpg", "harbour-1.jpg"]
+    assert all(Path(file.path.removeprefix("file://")).is_relative_to(published) for file in files)
+    assert all(check.problem is None for check in verify_files(manifest))
+    assert airflow.places_with(KEY) == []
+
+
+def test_what_a_person_rejects_is_not_published(
+    airflow: LocalAirflow, published: Path, tmp_path: Path
+) -> None:
+    before = sorted(published.rglob("*"))
+    run_id = until_a_person_is_asked(airflow, tmp_path / "night")
+    airflow.answer("morning", run_id, "approve", "Reject")
+    assert airflow.wait_for_run("morning", run_id, 120) == "success"
+    assert state_of(airflow, run_id, "publish") == "skipped"
+    assert sorted(published.rglob("*")) == before

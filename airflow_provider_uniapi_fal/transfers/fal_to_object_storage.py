@@ -10,7 +10,8 @@ from airflow.sdk import BaseOperator, ObjectStoragePath
 
 from airflow_provider_uniapi_fal.exceptions import error_of
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
-from airflow_provider_uniapi_fal.landing.media import land
+from airflow_provider_uniapi_fal.landing.media import Limits, land
+from airflow_provider_uniapi_fal.landing.names import Names
 from airflow_provider_uniapi_fal.landing.storage import is_plain_name
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
@@ -85,9 +86,9 @@ class FalToObjectStorageOperator(BaseOperator):
             landed = land(
                 result,
                 ObjectStoragePath(self.destination, conn_id=self.storage_conn_id),
-                name=name,
+                Names(key=name),
                 account=FalHook(result.handle.fal_conn_id).account,
-                max_bytes=self.max_bytes,
+                limits=Limits(max_bytes=self.max_bytes),
             )
         if not landed:
             self.log.warning("Request %s has no media files in its result.", result.handle.request_id)

@@ -39,8 +39,12 @@ class Pace:
         """Let nothing leave for so long: one submit was told to wait, and the account is the same for all."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)
 
-    def of(self, flow: Flow[T]) -> Flow[T]:
-        """Return a submit that keeps the pace of all others."""
+    def of(self, flow: Flow[T], *, sending: Callable[[], None]) -> Flow[T]:
+        """
+        Return a submit that keeps the pace of all others.
+
+        :param sending: called just before it is sent
+        """
         yield Sleep(self.wait())
         effect = advance(flow, None)
         while not isinstance(effect, Done):
@@ -51,5 +55,6 @@ class Pace:
                 continue
             while (seconds := self.paused()) > 0:
                 yield Sleep(seconds)
+            sending()
             effect = advance(flow, (yield effect))
         return effect.value

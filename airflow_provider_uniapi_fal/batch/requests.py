@@ -6,7 +6,7 @@ import csv
 import io
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import PurePosixPath
@@ -79,13 +79,19 @@ def read_rows(requests: object, *, conn_id: str | None = None) -> list[Mapping[s
 
 
 def checked_rows(
-    rows: Sequence[object], hook: FalHook, *, model: str | None, dialect: str = "fal"
+    rows: Sequence[object],
+    hook: FalHook,
+    *,
+    model: str | None,
+    dialect: str = "fal",
+    check_name: Callable[[Row], None],
 ) -> list[Row]:
     """
     Return the rows of a batch, or name all wrong ones at once.
 
     :param model: for rows that name none
     :param dialect: for rows that name none
+    :param check_name: raises if the files of a row cannot be named
     :raises FalInputError: if any row is wrong; nothing was submitted
     """
     good: list[Row] = []
@@ -95,6 +101,10 @@ def checked_rows(
         problems += wrong
         if row is not None:
             good.append(row)
+            try:
+                check_name(row)
+            except FalInputError as error:
+                problems.append(f"row {row.key!r}: {error.failure.what}")
     twice = [key for key, count in Counter(row.key for row in good).items() if count > 1]
     problems += [f"row {key!r}: the key is there more than once" for key in twice]
     if problems:
@@ -164,7 +174,9 @@ def _read_file(where: str | ObjectStoragePath, conn_id: str | None) -> list[Mapp
         return _csv(text) if suffix == ".csv" else _json_lines(text)
     except (OSError, ValueError) as error:
         raise error_of(
-            bad_input(f"requests: {path} cannot be read as a table of rows ({type(error).__name__}: {error}).")
+            bad_input(
+                f"requests: {path} cannot be read as a table of rows ({type(error).__name__}: {error})."
+            )
         ) from error
 
 
@@ -194,11 +206,12 @@ def _csv(text: str) -> list[Mapping[str, Any]]:
 
 def _parquet(path: ObjectStoragePath) -> list[Mapping[str, Any]]:
     try:
-        from pyarrow import parquet
+        from pyarrow import parquet  # type: ignore[import-untyped]
     except ImportError as error:
         raise error_of(
             bad_input(
-                "requests: reading Parquet needs pyarrow.", "pip install 'airflow-provider-uniapi-fal[parquet]'"
+                "requests: reading Parquet needs pyarrow.",
+                "pip install 'airflow-provider-uniapi-fal[parquet]'",
             )
         ) from error
     with path.open("rb") as reader:

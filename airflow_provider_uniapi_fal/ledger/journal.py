@@ -27,6 +27,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import threading
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -98,6 +99,7 @@ class Journal:
         self._written = 0
         self._place = 0
         self._opening: str | None = None
+        self._writing = threading.Lock()
 
     @classmethod
     def reading(cls, folder: ObjectStoragePath) -> Journal:
@@ -157,8 +159,11 @@ class Journal:
     def write(self, entries: Iterable[Entry]) -> None:
         """Write entries as one segment: when this returns, they are durable."""
         entries = list(entries)
-        if not entries:
-            return
+        if entries:
+            with self._writing:
+                self._write(entries)
+
+    def _write(self, entries: list[Entry]) -> None:
         header = {"schema_version": JOURNAL_VERSION, "entries": len(entries)}
         lines = [json.dumps(each, ensure_ascii=False) for each in (header, *(e.to_json() for e in entries))]
         place, written = self._place + 1, self._written + 1

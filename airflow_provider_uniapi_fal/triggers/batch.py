@@ -155,9 +155,7 @@ class Watching:
 def ended(state: RowState, watch: Watch, end: RoundEnd, this_try: Try, *, now: float) -> Entry:
     """Return what is to be written down about a wait that ended."""
     if isinstance(end, JobResult):
-        return Entry.about(
-            state, Step.SUCCEEDED, this_try, now=now, handle=end.handle, result=spooled(end)
-        )
+        return Entry.about(state, Step.SUCCEEDED, this_try, now=now, handle=end.handle, result=spooled(end))
     if isinstance(end, FetchElsewhere):
         return Entry.about(state, Step.SUCCEEDED, this_try, now=now, handle=end.handle)
     if not isinstance(end, Failure):
@@ -171,7 +169,9 @@ def ended(state: RowState, watch: Watch, end: RoundEnd, this_try: Try, *, now: f
 
 def in_words_of_a_batch(failure: Failure) -> Failure:
     """Return the failure of a job that has ended, with what a retry of the batch does about it."""
-    again = "submits it again." if failure.transient else "submits nothing for it; once cleared, the task does."
+    again = (
+        "submits it again." if failure.transient else "submits nothing for it; once cleared, the task does."
+    )
     return replace(failure, retry_does=again)
 
 
@@ -317,7 +317,7 @@ class FalBatchTrigger(BaseTrigger):
             event.update(ready=ready, running=running)
         await asyncio.sleep(max(self.hold_until - time.time(), 0.0))
         self._fired = True
-        yield TriggerEvent(event)  # type: ignore[no-untyped-call]
+        yield TriggerEvent(event)
 
     async def on_kill(self) -> None:
         """
@@ -397,7 +397,9 @@ def began_of(event: object) -> float:
             raise error_of(failure)
     if isinstance(event, Mapping) and "journal" in event and isinstance(event.get("began"), (int, float)):
         return float(event["began"])
-    shape = f"a mapping with {sorted(map(str, event))}" if isinstance(event, Mapping) else type(event).__name__
+    shape = (
+        f"a mapping with {sorted(map(str, event))}" if isinstance(event, Mapping) else type(event).__name__
+    )
     raise error_of(
         Failure(
             FailureKind.PROTOCOL,

@@ -349,6 +349,11 @@ def watching_round(watch: watching.Watch) -> Flow[watching.RoundEnd]:
     return watching.one_round(watch, dialect, clock=time.time, jitter=random.random)
 
 
+def seconds_to_first_look(watch: watching.Watch) -> float:
+    """Return how long a wait may rest before its first round, with this process's clock."""
+    return watching.seconds_to_first_look(watch, now=time.time(), jitter=random.random())
+
+
 def _account_of(connection: Connection) -> GatewayAccount:
     try:
         extra = json.loads(connection.extra or "{}")

@@ -56,20 +56,31 @@ class NonblockingTransport:
         self._max_body = max_body
         self._session: aiohttp.ClientSession | None = None
         self._opening = asyncio.Lock()
+        self._under_way = 0
+        self._closing = False
 
     async def run(self, flow: Flow[T]) -> T:
         """Run a conversation to its end and return what it returns."""
-        effect = advance(flow, None)
-        while not isinstance(effect, Done):
-            if isinstance(effect, Send):
-                effect = advance(flow, await self._send(effect.request))
-            else:
-                await asyncio.sleep(effect.seconds)
-                effect = advance(flow, None)
-        return effect.value
+        self._under_way += 1
+        try:
+            effect = advance(flow, None)
+            while not isinstance(effect, Done):
+                if isinstance(effect, Send):
+                    effect = advance(flow, await self._send(effect.request))
+                else:
+                    await asyncio.sleep(effect.seconds)
+                    effect = advance(flow, None)
+            return effect.value
+        finally:
+            self._under_way -= 1
+            if self._closing:
+                await self.close()
 
     async def close(self) -> None:
-        """Close the pool; the transport opens a new one when it is used again."""
+        """Close the pool after the conversations under way; the transport opens a new one if it is used again."""
+        self._closing = self._under_way > 0
+        if self._closing:
+            return
         session, self._session = self._session, None
         if session is not None:
             await session.close()

@@ -146,6 +146,8 @@ class Session:
             self._watching = Watching(hub, self._watch, self._try)
             stack.push_async_callback(self._watching.close)
             account = await self._hook.aaccount()
+            # Held for as long as the session lasts, so that not each submit opens a pool of its own.
+            await stack.enter_async_context(self._hook.pool())
             self._lander = await stack.enter_async_context(
                 Lander(account, limits=self._settings.limits, parallel=self._settings.parallel)
             )

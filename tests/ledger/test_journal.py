@@ -83,7 +83,7 @@ def test_a_result_is_kept_with_its_data_uris_and_without_the_prompt(folder: Obje
 
 def test_the_journal_of_another_run_is_refused_and_left_as_it_is(folder: ObjectStoragePath) -> None:
     Journal.opened(folder, OWNER).write([submitted("a")])
-    with pytest.raises(FalInputError, match="run tonight of nights.batch"):
+    with pytest.raises(FalInputError, match=r"run tonight of nights\.batch"):
         Journal.opened(folder, OTHER)
     assert len(list((folder / "openings").iterdir())) == 1
 
@@ -91,7 +91,8 @@ def test_the_journal_of_another_run_is_refused_and_left_as_it_is(folder: ObjectS
 def test_of_two_runs_that_open_at_once_none_goes_on_without_the_other_noticing(
     folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    put, other = journals._put, []
+    put = journals._put
+    other: list[str] = []
 
     def put_and_be_met(content: bytes, target: ObjectStoragePath) -> None:
         put(content, target)

@@ -42,7 +42,12 @@ def row(key: str, *files: MediaFile, outcome: str = "succeeded", error: str | No
 
 def test_a_manifest_is_read_with_its_prompts_and_its_files(tmp_path: Path) -> None:
     file = LandedFile("images[0]", f"file://{tmp_path}/a.png", 3, "0" * 64, "image/png", None, None, False)
-    made = {"fal_conn_id": "fal_default", "dialect": "fal", "arguments_sha256": "0" * 64, "model": "flux/dev"}
+    made: dict[str, Any] = {
+        "fal_conn_id": "fal_default",
+        "dialect": "fal",
+        "arguments_sha256": "0" * 64,
+        "model": "flux/dev",
+    }
     rows = (
         ManifestRow("a", 0, outcome="succeeded", arguments={"prompt": "A"}, files=(file,), **made),
         ManifestRow(

@@ -16,7 +16,7 @@ from airflow.sdk.serde import deserialize, serialize
 from airflow_provider_uniapi_fal.exceptions import FalSubmitOutcomeUnknown
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
-from airflow_provider_uniapi_fal.ledger.rows import Entry, Step
+from airflow_provider_uniapi_fal.ledger.rows import Entry, Step, Try
 from airflow_provider_uniapi_fal.triggers import batch as triggers
 from airflow_provider_uniapi_fal.triggers.batch import FalBatchTrigger, LandSettings, WatchSettings, began_of
 from tests.fakes import ARGUMENTS, KEY, MODEL, PROMPT, as_json, calls, posts, wait_until
@@ -76,7 +76,7 @@ def test_it_is_restored_from_the_database_as_it_was(folder: ObjectStoragePath) -
         Journal(folder),
         WatchSettings(99.5, 10.0, 5.0, False, 2.0),
         LandSettings(7, 8.0),
-        triggers.Try(3, 4),
+        Try(3, 4),
         cancel_on_kill=True,
         hold_until=6.0,
     )

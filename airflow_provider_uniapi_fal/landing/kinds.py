@@ -64,7 +64,7 @@ def checked_kind(head: bytes, *, served: str | None, promised: str | None) -> st
         said = next((kind for kind in (promised, served) if kind not in _VAGUE), None)
         if said is not None and said.startswith(("image/", "video/", "audio/")):
             raise ValueError(f"its bytes are a text, although it is called {said}")
-    if not text and (served or "").startswith(_TEXTS) and promised in _VAGUE:
+    if not text and (served or "").startswith(_TEXTS):
         served = None
     return next((kind for kind in (served, promised) if kind not in _VAGUE), served or promised)
 

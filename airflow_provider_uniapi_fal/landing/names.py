@@ -137,7 +137,11 @@ def check_template(template: object) -> None:
 def _fields_of(template: str) -> set[str]:
     """Return the names in a template; those that reach into a value, or convert it, are refused."""
     found = set()
-    for _, name, spec, conversion in _FORMATTER.parse(template):
+    try:
+        pieces = list(_FORMATTER.parse(template))
+    except ValueError as error:
+        raise ValueError(f"the template {template!r} is none: {error}") from error
+    for _, name, spec, conversion in pieces:
         if name is None:
             continue
         # A long number in a specification would make a name of that length.

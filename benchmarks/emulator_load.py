@@ -6,8 +6,6 @@ How many requests the emulator answers with one core: submits, statuses, results
 What is measured is the processor time of the emulator's own process, so that a busy machine changes the figures little.
 """
 
-# ruff: noqa: T201 - its output is its purpose
-
 from __future__ import annotations
 
 import argparse

@@ -178,6 +178,24 @@ class FalHook(BaseHook):
         reading = BlockingTransport(self.account).run(self._submitting(model, request, dialect))
         return _accepted(reading)
 
+    async def apost(
+        self,
+        model: str,
+        request: HttpRequest,
+        *,
+        dialect: str = "fal",
+        paced: Callable[[Flow[SubmitReading]], Flow[SubmitReading]] | None = None,
+    ) -> Submitted | Finished:
+        """
+        Post what :meth:`prepare` returned from an event loop; raises as :meth:`submit` does.
+
+        :param paced: wraps the conversation, so that many submits keep one pace
+        """
+        await self.aaccount()
+        flow = self._submitting(model, request, dialect)
+        async with self.pool() as transport:
+            return _accepted(await transport.run(flow if paced is None else paced(flow)))
+
     def status(self, handle: JobHandle, *, logs: bool = False) -> JobStatus:
         """
         Ask how a job is going; costs nothing.

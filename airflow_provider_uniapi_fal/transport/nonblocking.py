@@ -34,6 +34,8 @@ from airflow_provider_uniapi_fal.transport.settings import (
 )
 
 if TYPE_CHECKING:
+    import ssl
+
     from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
 
 T = TypeVar("T")
@@ -90,6 +92,7 @@ class NonblockingTransport:
         self._max_body = max_body
         self._session: aiohttp.ClientSession | None = None
         self._streams: aiohttp.ClientSession | None = None
+        self._context: ssl.SSLContext | None = None
         self._opening = asyncio.Lock()
         self._under_way = 0
         self._closing = False
@@ -115,7 +118,7 @@ class NonblockingTransport:
         if self._closing:
             return
         sessions = (self._session, self._streams)
-        self._session = self._streams = None
+        self._session = self._streams = self._context = None
         for session in sessions:
             if session is not None:
                 await session.close()
@@ -191,9 +194,11 @@ class NonblockingTransport:
     async def _open(
         self, *, force_close: bool, for_streams: bool = False, read_timeout: float | None = None
     ) -> aiohttp.ClientSession:
-        context = await asyncio.to_thread(tls_context, self.account)
+        if self._context is None:
+            # Reading the CA certificates takes longer than all else that a submit costs.
+            self._context = await asyncio.to_thread(tls_context, self.account)
         limit = 0 if for_streams else MAX_CONNECTIONS
-        connector = aiohttp.TCPConnector(limit=limit, ssl=context, force_close=force_close)
+        connector = aiohttp.TCPConnector(limit=limit, ssl=self._context, force_close=force_close)
         timeout = aiohttp.ClientTimeout(
             # Waiting for a place in the pool is not the gateway's slowness: only the connection has a limit.
             total=None,

@@ -23,6 +23,7 @@ TASKS = {
     "kling_text_to_video": {"generate", "land"},
     "kling_try_on": {"submit", "wait", "land"},
     "luma_video": {"generate", "extend", "land", "land_longer"},
+    "nightly_batch": {"media"},
     "nightly_media": {
         "read_prompts",
         "tonight",

@@ -14,6 +14,7 @@ from airflow.cli.cli_config import ActionCommand, Arg, GroupCommand, lazy_load_c
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
 
     from airflow.cli.cli_config import CLICommand
 
@@ -90,7 +91,28 @@ DRY_RUN = Arg(("--dry-run",), action="store_true", help="say what would be submi
 OF_ONE_JOB = (JOB, MODEL_OF_JOB, CONN_ID, JOURNAL, OUTPUT)
 
 
-def _verb(path: str) -> object:
+class _Everything(Arg):
+    """
+    Leave all that follows the verb to another parser: argparse's own REMAINDER takes no leading option.
+
+    The emulator's options are its settings. To read them here would load the emulator at each start of Airflow.
+    """
+
+    def add_to_parser(self, parser: argparse.ArgumentParser) -> None:
+        defaults = parser.parse_known_args
+
+        def take_all(args: list[str], namespace: argparse.Namespace | None = None) -> object:
+            known, _ = defaults([], namespace)
+            known.emulator_options = list(args)
+            return known, []
+
+        parser.parse_known_args = take_all  # type: ignore[method-assign,assignment]
+
+
+EMULATOR_OPTIONS = _Everything(("emulator_options",))  # type: ignore[no-untyped-call]
+
+
+def _verb(path: str) -> Callable[[argparse.Namespace], None]:
     return lazy_load_command(f"airflow_provider_uniapi_fal.cli.{path}")
 
 
@@ -104,10 +126,12 @@ def _job_verbs() -> tuple[ActionCommand, ...]:
             args=(
                 Arg(("model",), metavar="MODEL", help="model id, with or without the leading fal-ai/"),
                 Arg(
-                    ("inputs",),
-                    nargs="*",
+                    ("-i", "--input"),
+                    action="append",
+                    default=[],
+                    dest="inputs",
                     metavar="NAME=TEXT",
-                    help="one input of the model as text; NAME:=JSON for numbers, lists and the rest",
+                    help="one input of the model as text, NAME:=JSON for numbers, lists and the rest; may be given often",
                 ),
                 ARGUMENTS_FILE,
                 Arg(
@@ -345,24 +369,6 @@ def _gateway_verbs() -> tuple[ActionCommand, ...]:
             name="emulator",
             help="Serve a local gateway that costs nothing",
             func=_verb("emulator.emulator"),
-            args=(_Everything(("emulator_options",)),),
+            args=(EMULATOR_OPTIONS,),
         ),
     )
-
-
-class _Everything(Arg):  # type: ignore[misc]
-    """
-    Leave all that follows the verb to another parser: argparse's own REMAINDER takes no leading option.
-
-    The emulator's options are its settings. To read them here would load the emulator at each start of Airflow.
-    """
-
-    def add_to_parser(self, parser: argparse.ArgumentParser) -> None:
-        defaults = parser.parse_known_args
-
-        def take_all(args: list[str], namespace: argparse.Namespace | None = None) -> object:
-            known, _ = defaults([], namespace)
-            known.emulator_options = list(args)
-            return known, []
-
-        parser.parse_known_args = take_all  # type: ignore[method-assign,assignment]

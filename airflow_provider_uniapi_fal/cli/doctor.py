@@ -36,7 +36,7 @@ from airflow_provider_uniapi_fal.protocol.messages import (
     advance,
     read_json,
 )
-from airflow_provider_uniapi_fal.protocol.watching import Watch, WaitMore
+from airflow_provider_uniapi_fal.protocol.watching import WaitMore, Watch
 from airflow_provider_uniapi_fal.transport.blocking import BlockingTransport
 
 if TYPE_CHECKING:
@@ -238,7 +238,7 @@ def job_findings(
 
 
 def submit_finding(posted: Exchange, account: GatewayAccount) -> Finding:
-    """Read the reply to the submit: whose addresses does it name?"""
+    """Read the reply to the submit: whose addresses it names."""
     body = posted.body if isinstance(posted.body, dict) else {}
     hosts = {
         name: urlsplit(str(body[name])).netloc
@@ -279,10 +279,7 @@ def pending_finding(pending: Sequence[Exchange]) -> Finding:
 def logs_finding(seen: Exchange) -> Finding:
     """Say whether log lines come with ``logs=1``."""
     logs = seen.body.get("logs") if isinstance(seen.body, dict) else None
-    if isinstance(logs, list) and logs:
-        answer = "yes"
-    else:
-        answer = "no, or this model writes none"
+    answer = "yes" if isinstance(logs, list) and logs else "no, or this model writes none"
     return Finding("Do log lines come with logs=1?", answer, f"HTTP {seen.code}, logs {_kind(logs)}")
 
 

@@ -27,6 +27,7 @@ from airflow_provider_uniapi_fal.landing.inputs import with_data_uris
 from airflow_provider_uniapi_fal.landing.media import land as land_media
 from airflow_provider_uniapi_fal.landing.storage import is_plain_name
 from airflow_provider_uniapi_fal.ledger.record import Phase, ends_the_job, fingerprint
+from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS
 from airflow_provider_uniapi_fal.protocol.dialects.base import CancelOutcome, Finished
 from airflow_provider_uniapi_fal.protocol.dialects.fal import SubmitOptions, bare_model
 from airflow_provider_uniapi_fal.protocol.errors import unknown_outcome
@@ -52,6 +53,8 @@ LANDED_COLUMNS = ("path", "bytes", "content_type", "flagged", "sha256")
 def submit(args: argparse.Namespace) -> ExitCode | None:
     """Submit one job: check everything, say what it will do, write the intent down, post once."""
     arguments = arguments_of(args.arguments, args.inputs)
+    if args.dialect not in DIALECTS:
+        refuse(f"--dialect: one of {', '.join(DIALECTS)} is needed, not {args.dialect!r}.")
     conn_id = args.conn_id or DEFAULT_CONN_ID
     hook = FalHook(conn_id)
     options: dict[str, Any] = {name: getattr(args, name) for name in SubmitOptions.__annotations__}
@@ -311,7 +314,7 @@ def _job(args: argparse.Namespace) -> _Job:
 
 
 def arguments_of(given: str | None, inputs: Sequence[str]) -> dict[str, Any]:
-    """Return the model's input from ``--arguments`` and the words NAME=TEXT and NAME:=JSON."""
+    """Return the model's input from ``--arguments`` and each ``--input``."""
     arguments = {} if given is None else json_object(given, "--arguments")
     return {**arguments, **dict(_inputs(inputs))}
 

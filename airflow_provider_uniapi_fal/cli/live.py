@@ -194,7 +194,8 @@ def states_of(handles: Iterable[JobHandle]) -> Mapping[str, str]:
     usable = {}
     for conn_id, hook in hooks.items():
         try:
-            usable[conn_id] = hook.account and hook
+            _ = hook.account
+            usable[conn_id] = hook
         except Exception as error:  # noqa: BLE001 - a connection that is gone hides no jobs
             say(f"Jobs of connection {conn_id} cannot be asked about: {error}")
     with progress() as shown, ThreadPoolExecutor(PARALLEL) as pool:

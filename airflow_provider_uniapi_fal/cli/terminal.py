@@ -11,6 +11,7 @@ from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from airflow.sdk.exceptions import AirflowNotFoundException
+from airflow.utils.cli import suppress_logs_and_warning
 from rich.console import Console
 from rich.progress import (
     BarColumn,
@@ -69,12 +70,18 @@ def exit_code_of(failure: Failure) -> ExitCode:
 def verb(run: Callable[[argparse.Namespace], ExitCode | None]) -> Callable[[argparse.Namespace], None]:
     """Make a function a verb: connections from everywhere, errors in words, an exit code for how it ended."""
 
+    @suppress_logs_and_warning
+    def quietly(args: argparse.Namespace) -> NoReturn:
+        sys.exit(run(args) or ExitCode.OK)
+
     @functools.wraps(run)
     def command(args: argparse.Namespace) -> None:
         # Airflow's own commands say by this that they may read the metadata database.
         os.environ["_AIRFLOW_PROCESS_CONTEXT"] = "server"
+        # Airflow writes log lines to standard output, where what was asked for goes.
+        args.verbose = False
         try:
-            code = run(args)
+            quietly(args)
         except FalError as error:
             if getattr(args, "output", None) == "json":
                 _write_json({"failure": error.failure.to_json()})
@@ -87,7 +94,6 @@ def verb(run: Callable[[argparse.Namespace], ExitCode | None]) -> Callable[[argp
             fail(
                 "Interrupted. A job that was submitted goes on; see 'airflow fal jobs'.", ExitCode.INTERRUPTED
             )
-        sys.exit(code or ExitCode.OK)
 
     return command
 

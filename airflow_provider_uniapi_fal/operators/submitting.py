@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator
 
+from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalError, FalSubmitOutcomeUnknown, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.landing.inputs import with_data_uris
@@ -181,6 +182,8 @@ class SubmittingOperator(BaseOperator):
         except Exception:
             self.log.error("Request %s was submitted, but the ledger did not take it.", handle.request_id)
             raise
+        finally:
+            metrics.submitted(handle)
         position = submitted.status.queue_position
         where = "" if position is None else f" at position {position}"
         self.log.info(

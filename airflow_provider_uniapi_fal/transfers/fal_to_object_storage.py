@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, ObjectStoragePath
 
+from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import error_of
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.landing.media import land
@@ -73,7 +74,7 @@ class FalToObjectStorageOperator(BaseOperator):
 
     def execute(self, context: Context) -> list[dict[str, Any]]:
         """Copy the files, and return where they are."""
-        with failure_in_xcom(context):
+        with failure_in_xcom(context, metrics.landing_failed):
             result = self._result()
             name = result.handle.request_id if self.name is None else self.name
             if not isinstance(name, str) or not is_plain_name(name):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import Asset
 
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalError
@@ -43,3 +45,14 @@ def failure_in_xcom(context: Context, counts: Callable[[Failure], None] = metric
         value = {"outcome": error.failure.outcome, "message": str(error), **error.failure.to_json()}
         context["ti"].xcom_push(key=FAILURE_KEY, value=value)
         raise
+
+
+def tell_assets(context: Context, outlets: Iterable[Any], extra: Mapping[str, Any]) -> None:
+    """
+    Give the events of a task's outlet assets what is worth knowing of them.
+
+    Airflow emits them when the task has succeeded. Outlets of other kinds, such as aliases, are left alone.
+    """
+    for outlet in outlets:
+        if isinstance(outlet, Asset):
+            context["outlet_events"][outlet].extra.update(extra)

@@ -85,6 +85,12 @@ ARGUMENTS_FILE = Arg(
     default=None,
     help="the model's input as a JSON object, or @FILE (@- is standard input) that holds one",
 )
+NAME_TEMPLATE = Arg(
+    ("--name-template",),
+    default="{key}",
+    metavar="TEMPLATE",
+    help="how files are called, such as {date}/{key}-{index} (default: {key})",
+)
 STORAGE_CONN_ID = Arg(("--storage-conn-id",), default=None, help="Airflow connection of the storage")
 DRY_RUN = Arg(("--dry-run",), action="store_true", help="say what would be submitted, and submit nothing")
 
@@ -255,13 +261,18 @@ def _job_verbs() -> tuple[ActionCommand, ...]:
                     metavar="DESTINATION",
                     help="folder, local or in object storage, such as s3://bucket/night",
                 ),
-                Arg(("--name",), default=None, help="file name without suffix (default: the request id)"),
+                Arg(
+                    ("--name",),
+                    default=None,
+                    help="key of the result, a file name without suffix (default: the request id)",
+                ),
                 Arg(
                     ("--max-bytes",),
                     type=whole_above_zero,
                     metavar="N",
                     help="refuse a longer file (default: 2 GiB)",
                 ),
+                NAME_TEMPLATE,
                 STORAGE_CONN_ID,
             ),
             epilog=EPILOG,

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pendulum
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.cli.journal import Entry, Journal, JournalError
@@ -24,8 +25,9 @@ from airflow_provider_uniapi_fal.cli.terminal import (
 from airflow_provider_uniapi_fal.exceptions import FalError, FalSubmitOutcomeUnknown, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.landing.inputs import with_data_uris
+from airflow_provider_uniapi_fal.landing.media import Limits
 from airflow_provider_uniapi_fal.landing.media import land as land_media
-from airflow_provider_uniapi_fal.landing.storage import is_plain_name
+from airflow_provider_uniapi_fal.landing.names import Names
 from airflow_provider_uniapi_fal.ledger.record import Phase, ends_the_job, fingerprint
 from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS
 from airflow_provider_uniapi_fal.protocol.dialects.base import CancelOutcome, Finished
@@ -41,9 +43,6 @@ if TYPE_CHECKING:
 
     from airflow_provider_uniapi_fal.protocol.errors import Failure
     from airflow_provider_uniapi_fal.protocol.messages import HttpRequest
-
-#: Bytes of one media file, as in the transfer.
-MAX_BYTES = 2 * 1024**3
 
 FILE_COLUMNS = ("where", "content_type", "width", "height", "flagged", "url")
 LANDED_COLUMNS = ("path", "bytes", "content_type", "flagged", "sha256")
@@ -199,17 +198,18 @@ _MEANS = {
 def land(args: argparse.Namespace) -> ExitCode | None:
     """Copy the media files of a finished job to storage."""
     destination = storage_path(args.destination, args.storage_conn_id)
-    if args.name is not None and not is_plain_name(args.name):
-        refuse(f"--name: a plain file name is needed, not {args.name!r}.")
+    names = Names(key=args.name or "request-id", template=args.name_template, date=pendulum.today("UTC"))
+    names.check()
     job = _job(args)
     with job.accounted(), progress() as shown:
         shown.add_task(f"Landing request {job.handle.request_id}", total=1)
+        found = job.result or job.hook.result(job.handle)
         landed = land_media(
-            job.result or job.hook.result(job.handle),
+            found,
             destination,
-            name=args.name or job.handle.request_id,
+            replace(names, key=args.name or job.handle.request_id, model=job.handle.model, seed=found.seed),
             account=job.hook.account,
-            max_bytes=args.max_bytes or MAX_BYTES,
+            limits=Limits(max_bytes=args.max_bytes or Limits.max_bytes),
         )
     if not landed:
         say(f"Request {job.handle.request_id} has no media files in its result.")

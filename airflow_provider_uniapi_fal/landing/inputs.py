@@ -6,10 +6,10 @@ import base64
 from collections.abc import Mapping
 from typing import Any
 
-import puremagic
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.exceptions import error_of
+from airflow_provider_uniapi_fal.landing.kinds import binary_media_type
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 
 #: Bytes of one input file: what vendors take as a picture.
@@ -54,21 +54,10 @@ def _data_uri(address: str, where: str) -> str:
         raise _refused(where, f"names a file that cannot be read ({type(error).__name__})") from error
     if len(content) > MAX_INPUT_BYTES:
         raise _refused(where, f"names a file of more than the {MAX_INPUT_BYTES} bytes that are sent")
-    # Some formats are told by two letters ("BM", "P1", "if"), which begin texts as well: a text has no zero byte.
-    kind = media_type(content) if b"\0" in content else None
+    kind = binary_media_type(content)
     if kind is None:
         raise _refused(where, "names a file that is no picture, video or audio")
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def media_type(content: bytes) -> str | None:
-    """Return the type of a picture, video or audio file, told from its bytes; None for anything else."""
-    try:
-        matches = puremagic.magic_string(content[:8192])
-    except (puremagic.PureError, ValueError):
-        return None
-    kinds = (str(match.mime_type) for match in matches)
-    return next((kind for kind in kinds if kind.startswith(("image/", "video/", "audio/"))), None)
 
 
 def _refused(where: str, why: str) -> Exception:

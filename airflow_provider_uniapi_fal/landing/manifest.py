@@ -11,16 +11,18 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from importlib import resources
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk import ObjectStoragePath
+
 from airflow_provider_uniapi_fal.landing.files import LandedFile
-from airflow_provider_uniapi_fal.landing.storage import put_bytes
+from airflow_provider_uniapi_fal.landing.storage import put_bytes, sha256_of
 
 if TYPE_CHECKING:
-    from airflow.sdk import ObjectStoragePath
-
     from airflow_provider_uniapi_fal.protocol.errors import Failure
 
 MANIFEST_VERSION = 1
@@ -72,14 +74,15 @@ class ManifestRow:
     :param dialect: wire protocol
     :param fal_conn_id: connection that submitted it
     :param outcome: one of :data:`OUTCOMES`
-    :param arguments_sha256: hash of the arguments as JSON with sorted keys
+    :param arguments_sha256: hash of the arguments as JSON with sorted keys; None where a landing does not know
+        them
     :param arguments: the arguments themselves, if they were asked for
     :param metadata: what the table said of it besides
     :param submitted_at: seconds since the epoch, None if it never was
     :param seconds_queued: from submit to the first sight of it running
     :param billable_units: what the server says was charged, as it wrote it
     :param flagged: a file in it was marked as unsafe
-    :param posts: submits sent for it
+    :param posts: submits that were sent for it by what wrote the manifest; a landing sends none
     :param tries: Airflow's tries that worked on it
     """
 
@@ -89,7 +92,7 @@ class ManifestRow:
     dialect: str
     fal_conn_id: str
     outcome: str
-    arguments_sha256: str
+    arguments_sha256: str | None
     arguments: Mapping[str, Any] | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
     request_id: str | None = None
@@ -217,9 +220,61 @@ def read_manifest(path: ObjectStoragePath) -> Manifest:
     )
 
 
+@dataclass(frozen=True)
+class FileCheck:
+    """
+    What became of one file since it was landed.
+
+    :param key: of the request that it belongs to
+    :param path: where it should be
+    :param problem: what is wrong with it; None if it is there with the very bytes of the manifest
+    """
+
+    key: str
+    path: str
+    problem: str | None = None
+
+
+def verify_files(manifest: Manifest, *, parallel: int = 8) -> Iterator[FileCheck]:
+    """
+    Read every file of a manifest again and compare its length and hash, several at once.
+
+    :param parallel: files read at once
+    :return: one check for each file, in the order of the manifest, as they are made
+    """
+    with ThreadPoolExecutor(parallel, thread_name_prefix="verifying") as threads:
+        files = [(row.key, file) for row in manifest.rows for file in row.files]
+        yield from threads.map(lambda pair: _checked(*pair), files)
+
+
+def manifest_schema() -> dict[str, Any]:
+    """
+    Return the JSON Schema (2020-12) of a row; that of a summary is in it under ``$defs/summary``.
+
+    The file is ``manifest.schema.json`` in this package.
+    """
+    text = resources.files(__package__).joinpath("manifest.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
 def keys_with_media(manifests: Sequence[Manifest]) -> set[str]:
     """Return the keys whose requests brought media, in any of several manifests."""
     return {row.key for manifest in manifests for row in manifest.rows if row.files and row.error is None}
+
+
+def _checked(key: str, file: LandedFile) -> FileCheck:
+    try:
+        size, sha256 = sha256_of(ObjectStoragePath(file.path))
+    except FileNotFoundError:
+        return FileCheck(key, file.path, "it is not there")
+    except (OSError, ValueError, ImportError) as error:
+        return FileCheck(key, file.path, f"it cannot be read ({type(error).__name__})")
+    if size != file.bytes:
+        return FileCheck(key, file.path, f"it has {size} bytes; {file.bytes} were landed")
+    return FileCheck(
+        key, file.path, None if sha256 == file.sha256 else "its bytes are not those that were landed"
+    )
 
 
 def _as_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:

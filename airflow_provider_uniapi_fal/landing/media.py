@@ -1,4 +1,4 @@
-"""Landing: copying the media files of a result to object storage."""
+"""Landing: copying the media files of many results to object storage, a bounded number at once."""
 
 from __future__ import annotations
 
@@ -6,108 +6,428 @@ import asyncio
 import base64
 import binascii
 import hashlib
-import mimetypes
+import itertools
 import tempfile
-from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
+import threading
+import unicodedata
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import unquote_to_bytes, urlsplit
+
+from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.landing.files import LandedFile
-from airflow_provider_uniapi_fal.landing.inputs import media_type
-from airflow_provider_uniapi_fal.landing.storage import put
+from airflow_provider_uniapi_fal.landing.kinds import HEAD_BYTES, checked_kind, is_cut_off, suffix_of
+from airflow_provider_uniapi_fal.landing.measuring import Measures, TooManyPixels, measure
+from airflow_provider_uniapi_fal.landing.storage import holds, put, sha256_of, size_of
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.transport.media import Fetched, MediaError, MediaFetcher
 
 if TYPE_CHECKING:
-    from airflow.sdk import ObjectStoragePath
-
+    from airflow_provider_uniapi_fal.landing.names import Names
     from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
     from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
 
-#: Files of one result under way at once.
-PARALLEL = 4
+#: Files under way at once, whichever results they belong to.
+PARALLEL = 8
 
-_SUFFIXES = {"image/jpeg": ".jpg", "image/webp": ".webp", "audio/mpeg": ".mp3", "video/quicktime": ".mov"}
+T = TypeVar("T")
 
-#: What an error page calls itself.
-_PAGES = ("text/html", "application/json", "text/plain", "application/xml", "text/xml")
+
+@dataclass(frozen=True)
+class Limits:
+    """
+    What is landed at most; a result beyond one of them is refused, and no other is harmed.
+
+    :param max_bytes: bytes of one file; default 2 GiB. Where the result names the file's size, twice that and
+        a MiB are the limit if that is less
+    :param max_files: files of one result; default 100
+    :param max_pixels: width times height of a picture or a frame; default 178,956,970, from where on Pillow
+        takes a picture for a decompression bomb. Told from the bytes with the extra ``media``, else from what
+        the model says
+    :param max_seconds: time to fetch one file; default an hour
+    """
+
+    max_bytes: int = 2 * 1024**3
+    max_files: int = 100
+    max_pixels: int = 178_956_970
+    max_seconds: float = 3600.0
+
+    def __post_init__(self) -> None:
+        for name in self.__dataclass_fields__:
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} must be more than 0")
+
+
+@dataclass(frozen=True)
+class Landing:
+    """
+    What became of the files of one result.
+
+    :param files: those in storage, in the order of the result
+    :param error: why others are not; its message names the first of them
+    """
+
+    files: tuple[LandedFile, ...] = ()
+    error: FalError | None = None
+
+
+@dataclass(frozen=True)
+class _Local:
+    """A file on the local disk, and all that is known of it."""
+
+    path: Path
+    size: int
+    sha256: str
+    kind: str | None
+    measures: Measures
+
+
+class Lander:
+    """
+    Lands results; an async context manager.
+
+    One pool of connections and one bound serve all results: call :meth:`land` for many at once. Each file passes
+    through a local temporary file, never whole through memory, and appears under its final name only when all
+    of it is there.
+
+    Two files never share a name, unless they are the same bytes: within one Lander, the later one gets a part of
+    its hash into its name. What an earlier landing left under a name is kept if it is the same bytes, else
+    replaced: the key is the user's, and its newest picture takes the place of the old one.
+
+    :param account: for proxy, CA certificates and ``media_hosts``; its key is not used
+    :param limits: what is refused
+    :param parallel: files under way at once; default 8. So many at most lie on the local disk
+    """
+
+    def __init__(
+        self, account: GatewayAccount, *, limits: Limits | None = None, parallel: int = PARALLEL
+    ) -> None:
+        if parallel < 1:
+            raise ValueError("parallel must be at least 1")
+        self._limits = limits or Limits()
+        self._parallel = parallel
+        self._fetcher = MediaFetcher(
+            account,
+            max_bytes=self._limits.max_bytes,
+            max_seconds=self._limits.max_seconds,
+            parallel=parallel,
+        )
+        self._numbers = itertools.count()
+        self._names_taken = _NamesTaken()
+
+    async def __aenter__(self) -> Lander:
+        """
+        Open the pool.
+
+        :raises FalProtocolError: proxy or CA certificates cannot be used
+        """
+        self._gate = asyncio.Semaphore(self._parallel)
+        try:
+            await self._fetcher.__aenter__()
+        except MediaError as error:
+            raise error_of(_failure(f"No media can be fetched: {error}.")) from error
+        self._spool = tempfile.TemporaryDirectory(prefix="uniapi-fal-")
+        self._threads = ThreadPoolExecutor(self._parallel, thread_name_prefix="landing")
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close the pool, and leave nothing on the local disk."""
+        await self._fetcher.__aexit__(*exc_info)
+        # A thread that is still copying must be done before its file is taken away.
+        await asyncio.to_thread(self._threads.shutdown)
+        await asyncio.to_thread(self._spool.cleanup)
+
+    def remember(self, files: Iterable[LandedFile]) -> None:
+        """Keep the names of files that an earlier try of the same night landed, from other results."""
+        for file in files:
+            self._names_taken.claim(file.path, file.sha256)
+
+    async def land(
+        self,
+        result: JobResult,
+        destination: ObjectStoragePath,
+        names: Names,
+        *,
+        already: Sequence[LandedFile] = (),
+    ) -> list[LandedFile]:
+        """
+        Copy every media file of a result to storage.
+
+        :param result: the result; its data URIs, if any, must still be in it
+        :param destination: folder in storage
+        :param names: how its files are called
+        :param already: what an earlier try landed of this result: a file that is still there with its size is
+            not fetched again
+        :return: the files, in the order of the result
+        :raises FalInputError: a name or the template leads nowhere; nothing was fetched
+        :raises FalResultExpired: a file is not there any more
+        :raises FalProtocolError: a file cannot be had, is no media file or is beyond a limit; the job itself is
+            paid and done. Its other files have landed all the same: :meth:`attempt` tells which
+        """
+        landing = await self.attempt(result, destination, names, already=already)
+        if landing.error is not None:
+            raise landing.error
+        return list(landing.files)
+
+    async def attempt(
+        self,
+        result: JobResult,
+        destination: ObjectStoragePath,
+        names: Names,
+        *,
+        already: Sequence[LandedFile] = (),
+    ) -> Landing:
+        """
+        Copy those media files of a result to storage that can be had; see :meth:`land`.
+
+        :return: what has landed, and the error that :meth:`land` would raise
+        """
+        try:
+            names.check()
+            self._check_count(result)
+        except FalError as error:
+            return Landing(error=error)
+        earlier = {file.where: file for file in already}
+        return await self._each(
+            partial(
+                self._from_gateway,
+                result=result,
+                index=index,
+                destination=destination,
+                names=names,
+                earlier=earlier.get(file.where),
+            )
+            for index, file in enumerate(result.media)
+        )
+
+    async def copy(
+        self, files: Sequence[LandedFile], destination: ObjectStoragePath, names: Names
+    ) -> Landing:
+        """
+        Copy files that were landed before to another place in storage, and prove each by its checksum.
+
+        :param files: files of one result, as a manifest names them
+        :param destination: folder in storage
+        :param names: how they are called there
+        :return: what has been copied, and the error of the first that could not be
+        """
+        try:
+            names.check()
+        except FalError as error:
+            return Landing(error=error)
+        return await self._each(
+            partial(
+                self._in_thread,
+                partial(self._from_storage, file, index, len(files), destination, names),
+            )
+            for index, file in enumerate(files)
+        )
+
+    def _check_count(self, result: JobResult) -> None:
+        count = len(result.media)
+        if count > self._limits.max_files:
+            raise error_of(
+                _failure(
+                    f"The result has {count} files; at most {self._limits.max_files} are landed.",
+                    retry_does="of the landing refuses it again, unless max_files is raised; nothing is submitted.",
+                    request_id=result.handle.request_id,
+                )
+            )
+
+    async def _each(self, copies: Iterable[Callable[[], Awaitable[LandedFile]]]) -> Landing:
+        """Run the copies of one result, as far as the bound lets them; what else is raised than theirs is raised."""
+
+        async def one(copy: Callable[[], Awaitable[LandedFile]]) -> LandedFile | FalError:
+            async with self._gate:
+                try:
+                    return await copy()
+                except FalError as error:
+                    return error
+
+        tasks = [asyncio.ensure_future(one(copy)) for copy in copies]
+        try:
+            ended = await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+        return Landing(
+            tuple(each for each in ended if isinstance(each, LandedFile)),
+            next((each for each in ended if isinstance(each, FalError)), None),
+        )
+
+    async def _in_thread(self, run: Callable[[], T]) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, run)
+
+    async def _from_gateway(
+        self,
+        *,
+        result: JobResult,
+        index: int,
+        destination: ObjectStoragePath,
+        names: Names,
+        earlier: LandedFile | None,
+    ) -> LandedFile:
+        file = result.media[index]
+        say = partial(_cannot_land, result.handle.request_id, file.where)
+        try:
+            if earlier is not None and await self._in_thread(partial(_still_there, earlier, destination)):
+                self._names_taken.claim(earlier.path, earlier.sha256)
+                return earlier
+            with self._spooled() as local:
+                fetched = await self._fetched(file, local)
+                return await self._in_thread(
+                    partial(self._keep, file, fetched, index, len(result.media), destination, names)
+                )
+        except MediaError as error:
+            raise error_of(say(str(error), gone=error.gone)) from error
+        except ValueError as error:
+            raise error_of(say(str(error))) from error
+        except OSError as error:
+            raise error_of(say(f"storage says {_said(error)}")) from error
+
+    async def _fetched(self, file: MediaFile, local: Path) -> Fetched:
+        if file.inline:
+            return await self._in_thread(partial(_decode, file.url or "", local, self._limits.max_bytes))
+        return await self._fetcher.fetch(file.url or "", local, size=file.file_size)
+
+    def _keep(
+        self,
+        file: MediaFile,
+        fetched: Fetched,
+        index: int,
+        count: int,
+        destination: ObjectStoragePath,
+        names: Names,
+    ) -> LandedFile:
+        local = self._looked_at(file, fetched)
+        suffix = suffix_of(local.kind, file.file_name, urlsplit(file.url or "").path[-200:])
+        name = names.of(index, count, where=file.where, sha256=local.sha256)
+        target = self._names_taken.free(destination, name, suffix, local.sha256)
+        if not holds(target, local.size, local.sha256):
+            put(local.path, target)
+        return LandedFile(
+            where=file.where,
+            path=str(target),
+            bytes=local.size,
+            sha256=local.sha256,
+            content_type=local.kind,
+            width=local.measures.width or file.width,
+            height=local.measures.height or file.height,
+            flagged=file.flagged,
+            duration=local.measures.duration,
+        )
+
+    def _looked_at(self, file: MediaFile, fetched: Fetched) -> _Local:
+        """Refuse what is no media file, not all of one, or too large a picture."""
+        with fetched.path.open("rb") as reader:
+            head = reader.read(HEAD_BYTES)
+        try:
+            kind = checked_kind(head, served=fetched.content_type, promised=file.content_type)
+            measures = measure(fetched.path, kind)
+        except TooManyPixels as error:
+            raise MediaError("it is a picture of more pixels than any model makes") from error
+        except ValueError as error:
+            raise MediaError(str(error)) from error
+        width, height = measures.width or file.width or 0, measures.height or file.height or 0
+        if width * height > self._limits.max_pixels:
+            raise MediaError(
+                f"it has {width} x {height} pixels; at most {self._limits.max_pixels} are allowed"
+            )
+        if is_cut_off(fetched.path, kind):
+            raise MediaError(f"its {fetched.size} bytes are not the whole file: it ends in the middle")
+        return _Local(fetched.path, fetched.size, fetched.sha256, kind, measures)
+
+    def _from_storage(
+        self, file: LandedFile, index: int, count: int, destination: ObjectStoragePath, names: Names
+    ) -> LandedFile:
+        say = partial(_cannot_land, names.request_id or None, file.where)
+        try:
+            source = ObjectStoragePath(file.path)
+            name = names.of(index, count, where=file.where, sha256=file.sha256)
+            target = self._names_taken.free(destination, name, suffix_of(None, source.name), file.sha256)
+            with self._spooled() as local:
+                if not holds(target, file.bytes, file.sha256):
+                    if sha256_of(source, local) != (file.bytes, file.sha256):
+                        raise MediaError("the file in storage is not the one that the manifest names")
+                    put(local, target)
+        except (MediaError, ValueError) as error:
+            raise error_of(say(str(error))) from error
+        except OSError as error:
+            gone = isinstance(error, FileNotFoundError)
+            raise error_of(say(f"storage says {_said(error)}", gone=gone)) from error
+        return replace(file, path=str(target))
+
+    @contextmanager
+    def _spooled(self) -> Iterator[Path]:
+        """Lend a place on the local disk for one file."""
+        local = Path(self._spool.name, str(next(self._numbers)))
+        try:
+            yield local
+        finally:
+            local.unlink(missing_ok=True)
+
+
+@dataclass
+class _NamesTaken:
+    """Which file has which name, so that no two share one; for several threads."""
+
+    _hashes: dict[str, str] = field(default_factory=dict)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def claim(self, path: str, sha256: str) -> bool:
+        """Take a name; False if a file of other bytes has it."""
+        # Some file systems take two spellings for one name.
+        spelling = unicodedata.normalize("NFC", path).casefold()
+        with self._lock:
+            return self._hashes.setdefault(spelling, sha256) == sha256
+
+    def free(self, destination: ObjectStoragePath, name: str, suffix: str, sha256: str) -> ObjectStoragePath:
+        """Take a name for a file: the one that was meant, else one with a part of its hash in it."""
+        for candidate in (name, f"{name}-{sha256[:8]}", f"{name}-{sha256}"):
+            path = destination / f"{candidate}{suffix}"
+            if self.claim(str(path), sha256):
+                return path
+        raise MediaError(f"another file has the name {name}{suffix}")
 
 
 def land(
     result: JobResult,
     destination: ObjectStoragePath,
+    names: Names,
     *,
-    name: str,
     account: GatewayAccount,
-    max_bytes: int,
+    limits: Limits | None = None,
+    already: Sequence[LandedFile] = (),
 ) -> list[LandedFile]:
-    """
-    Copy every media file of a result to storage.
+    """Copy every media file of one result to storage, without an event loop; see :meth:`Lander.land`."""
 
-    Each file passes through a local temporary file, never whole through memory, and appears under its final
-    name only when all of it is there: ``<name>.<suffix>``, or ``<name>-<index>.<suffix>`` for several.
-
-    :param result: the result; its data URIs, if any, must still be in it
-    :param destination: folder in storage
-    :param name: plain file name without suffix
-    :param account: for proxy, CA certificates and ``media_hosts``; its key is not used
-    :param max_bytes: a longer file is refused
-    :raises FalResultExpired: if a file is not there any more
-    :raises FalProtocolError: if a file cannot be had or is no media file; the job itself is paid and done
-    """
-    with tempfile.TemporaryDirectory(prefix="uniapi-fal-") as folder:
-        fetched = asyncio.run(_fetch_all(result, Path(folder), account, max_bytes))
-        landed = []
-        for index, (file, local) in enumerate(zip(result.media, fetched, strict=True)):
-            stem = name if len(fetched) == 1 else f"{name}-{index}"
-            kind = _checked_type(result, file, local)
-            target = destination / f"{stem}{_suffix(file, kind)}"
-            put(local.path, target)
-            landed.append(
-                LandedFile(
-                    where=file.where,
-                    path=str(target),
-                    bytes=local.size,
-                    sha256=local.sha256,
-                    content_type=kind,
-                    width=file.width,
-                    height=file.height,
-                    flagged=file.flagged,
-                )
-            )
-    return landed
-
-
-async def _fetch_all(
-    result: JobResult, folder: Path, account: GatewayAccount, max_bytes: int
-) -> list[Fetched]:
-    gate = asyncio.Semaphore(PARALLEL)
-
-    async def one(index: int, file: MediaFile) -> Fetched:
-        path = folder / str(index)
-        async with gate:
-            try:
-                if file.inline:
-                    return await asyncio.to_thread(_decode, file.url or "", path)
-                return await fetcher.fetch(file.url or "", path, size=file.file_size)
-            except MediaError as error:
-                raise _failed(result, file.where, str(error), gone=error.gone) from error
+    async def run() -> list[LandedFile]:
+        async with Lander(account, limits=limits) as lander:
+            return await lander.land(result, destination, names, already=already)
 
     try:
-        async with MediaFetcher(account, max_bytes=max_bytes) as fetcher:
-            tasks = [asyncio.ensure_future(one(i, file)) for i, file in enumerate(result.media)]
-            try:
-                return list(await asyncio.gather(*tasks))
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
-    except MediaError as error:
-        raise _failed(result, "media", str(error), gone=False) from error
+        return asyncio.run(run())
+    except FalError as error:
+        raise error_of(error.failure.about(result.handle.request_id)) from error
 
 
-def _decode(uri: str, path: Path) -> Fetched:
+def _still_there(file: LandedFile, destination: ObjectStoragePath) -> bool:
+    """Whether a file of an earlier try lies where it was landed, with its size."""
+    path = ObjectStoragePath(file.path)
+    if path.conn_id is None and path.protocol == destination.protocol:
+        path = ObjectStoragePath(file.path, conn_id=destination.conn_id)
+    return size_of(path) == file.bytes
+
+
+def _decode(uri: str, path: Path, max_bytes: int) -> Fetched:
     header, comma, payload = uri.partition(",")
     if not comma or not header.startswith("data:"):
         raise MediaError("it is a data URI that was left out; land it by the handle")
@@ -119,38 +439,36 @@ def _decode(uri: str, path: Path) -> Fetched:
         )
     except (binascii.Error, ValueError) as error:
         raise MediaError("its data URI cannot be decoded") from error
+    if not content:
+        raise MediaError("its data URI is empty")
+    if len(content) > max_bytes:
+        raise MediaError(f"its data URI has {len(content)} bytes; at most {max_bytes} are allowed")
     path.write_bytes(content)
     kind = header[len("data:") :].partition(";")[0] or None
     return Fetched(path, len(content), hashlib.sha256(content).hexdigest(), kind)
 
 
-def _checked_type(result: JobResult, file: MediaFile, local: Fetched) -> str | None:
-    with local.path.open("rb") as reader:
-        sniffed = media_type(reader.read(8192))
-    if sniffed is None and local.content_type in _PAGES:
-        raise _failed(
-            result, file.where, f"its server sent {local.content_type} instead of media", gone=False
-        )
-    return sniffed or local.content_type or file.content_type
+def _said(error: OSError) -> str:
+    """Return what a storage error says, without the addresses that some of them quote."""
+    return f"{type(error).__name__}: {error.strerror}" if error.strerror else type(error).__name__
 
 
-def _suffix(file: MediaFile, kind: str | None) -> str:
-    told = kind not in (None, "application/octet-stream")
-    guessed = _SUFFIXES.get(kind or "") or (mimetypes.guess_extension(kind or "") if told else None)
-    if guessed:
-        return guessed
-    named = PurePosixPath(file.file_name or urlsplit(file.url or "").path).suffix.lower()
-    return named if named[1:].isalnum() and len(named) <= 6 else ".bin"
+def _cannot_land(request_id: str | None, where: str, why: str, *, gone: bool = False) -> Failure:
+    failure = _failure(f"The file {where} of the result cannot be landed: {why}.", request_id=request_id)
+    return replace(failure, kind=FailureKind.RESULT_EXPIRED) if gone else failure
 
 
-def _failed(result: JobResult, where: str, why: str, *, gone: bool) -> FalError:
-    return error_of(
-        Failure(
-            FailureKind.RESULT_EXPIRED if gone else FailureKind.PROTOCOL,
-            what=f"The file {where} of the result cannot be landed: {why}.",
-            retry_does="of the landing fetches it again; nothing is submitted.",
-            advice="The job is done; its result, with the address of the file, is in XCom.",
-            billed="maybe",
-            request_id=result.handle.request_id,
-        )
+def _failure(
+    what: str,
+    *,
+    retry_does: str = "of the landing fetches it again; nothing is submitted.",
+    request_id: str | None = None,
+) -> Failure:
+    return Failure(
+        FailureKind.PROTOCOL,
+        what=what,
+        retry_does=retry_does,
+        advice="The job is done; its result, with the addresses of the files, is in XCom.",
+        billed="maybe",
+        request_id=request_id,
     )

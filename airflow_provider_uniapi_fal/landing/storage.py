@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shutil
 import tempfile
+import threading
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -17,6 +19,13 @@ _NAME = re.compile(r"[^/\\\x00-\x1f\x7f]+")
 
 #: File systems count bytes, and most of them take 255; a suffix follows.
 _MAX_NAME_BYTES = 200
+
+_CHUNK_BYTES = 1024 * 1024
+
+#: Bytes of one part of an upload, and what an upload holds in memory. S3 takes 5 MiB at least, and 10,000 parts.
+_PART_BYTES = 8 * 1024 * 1024
+
+_opening = threading.Lock()
 
 
 def is_plain_name(name: str) -> bool:
@@ -30,14 +39,23 @@ def put(source: Path, target: ObjectStoragePath) -> None:
     Copy a local file to storage under its final name, replacing what is there.
 
     On a local file system it is written beside the target and renamed into place. An object store shows an
-    object once its upload is complete; closing the file completes it, even when the copying was interrupted, so
-    the file belongs to a transaction, which completes or discards.
+    object once its upload is complete, so the upload is completed only when all of the file is in it. Several
+    threads may do so at once.
     """
     if target.protocol in ("file", "local", ""):
         _put_local(source, Path(target.path))
         return
-    with target.fs.transaction, source.open("rb") as reader, target.open("wb") as writer:
-        shutil.copyfileobj(reader, writer, 1024 * 1024)
+    writer = _begin_upload(target)
+    try:
+        with source.open("rb") as reader:
+            shutil.copyfileobj(reader, writer, _CHUNK_BYTES)
+        writer.close()
+        writer.commit()
+    except BaseException:
+        writer.discard()
+        # Its finalizer would complete the upload of what is open.
+        writer.closed = True
+        raise
 
 
 def put_bytes(content: bytes, target: ObjectStoragePath) -> None:
@@ -48,12 +66,60 @@ def put_bytes(content: bytes, target: ObjectStoragePath) -> None:
         put(source, target)
 
 
+def size_of(path: ObjectStoragePath) -> int | None:
+    """Return the length of a file in storage; None if there is none."""
+    try:
+        info = path.fs.info(path.path)
+    except FileNotFoundError:
+        return None
+    return int(info["size"]) if info["type"] == "file" else None
+
+
+def sha256_of(path: ObjectStoragePath, into: Path | None = None) -> tuple[int, str]:
+    """
+    Read a file in storage; return its length and hash.
+
+    :param into: local file to copy it to on the way
+    :raises OSError: if it cannot be read
+    """
+    digest = hashlib.sha256()
+    size = 0
+    with path.open("rb") as reader, Path(into or os.devnull).open("wb") as copy:
+        while chunk := reader.read(_CHUNK_BYTES):
+            size += len(chunk)
+            digest.update(chunk)
+            copy.write(chunk)
+    return size, digest.hexdigest()
+
+
+def holds(path: ObjectStoragePath, size: int, sha256: str) -> bool:
+    """Whether a file in storage has these very bytes; it is read only if it has their length."""
+    try:
+        return size_of(path) == size and sha256_of(path) == (size, sha256)
+    except FileNotFoundError:
+        return False
+
+
+def _begin_upload(target: ObjectStoragePath) -> Any:
+    """
+    Open an object so that closing it does not complete it.
+
+    fsspec keeps each such file for the transaction of its file system, which all threads share, and which would
+    complete the half-written ones of others, too: so it is taken out of there, and completed on its own.
+    """
+    store = target.fs
+    with _opening:
+        writer = store.open(target.path, "wb", block_size=_PART_BYTES, autocommit=False)
+        store.transaction.files.pop()
+    return writer
+
+
 def _put_local(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.parent / f".{uuid.uuid4().hex}.part"
     try:
         with source.open("rb") as reader, beside.open("wb") as writer:
-            shutil.copyfileobj(reader, writer, 1024 * 1024)
+            shutil.copyfileobj(reader, writer, _CHUNK_BYTES)
             writer.flush()
             os.fsync(writer.fileno())
         beside.replace(target)

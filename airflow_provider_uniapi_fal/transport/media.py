@@ -12,7 +12,8 @@ import errno
 import hashlib
 import ipaddress
 import socket
-from collections.abc import Collection
+import zlib
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,12 @@ if TYPE_CHECKING:
 MAX_REDIRECTS = 3
 MAX_ATTEMPTS = 4
 CHUNK_BYTES = 256 * 1024
+MIB = 1024 * 1024
+
+#: Encodings that are undone although none was asked for, and zlib's word for each. Media are packed already, so
+#: that a body which grows more than a hundredfold is a bomb.
+_ENCODINGS = {"gzip": 31, "x-gzip": 31, "deflate": 15}
+_MAX_GROWTH = 100
 
 
 @dataclass(frozen=True)
@@ -67,11 +74,22 @@ class MediaFetcher:
 
     :param account: for proxy, CA certificates and ``media_hosts``; its key is not used
     :param max_bytes: a longer file is refused
+    :param max_seconds: a file that takes longer is given up; default an hour
+    :param parallel: connections at most; default 8
     """
 
-    def __init__(self, account: GatewayAccount, *, max_bytes: int) -> None:
+    def __init__(
+        self,
+        account: GatewayAccount,
+        *,
+        max_bytes: int,
+        max_seconds: float = 3600.0,
+        parallel: int = 8,
+    ) -> None:
         self._account = account
         self._max_bytes = max_bytes
+        self._max_seconds = max_seconds
+        self._parallel = parallel
         self._session: aiohttp.ClientSession | None = None
         #: Resolved like any other host, but by the user's own will.
         self._proxies: set[str] = set()
@@ -86,14 +104,18 @@ class MediaFetcher:
         self._proxies = {URL(proxy).raw_host or "" for proxy in proxies if proxy}
         allowed = {*self._account.media_hosts, *self._proxies}
         self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(ssl=context, resolver=_PublicResolver(allowed), limit=8),
+            connector=aiohttp.TCPConnector(
+                ssl=context, resolver=_PublicResolver(allowed), limit=self._parallel
+            ),
             timeout=aiohttp.ClientTimeout(
                 total=None,
                 sock_connect=self._account.connect_timeout,
                 sock_read=self._account.read_timeout,
             ),
-            headers={"User-Agent": USER_AGENT},
+            headers={"User-Agent": USER_AGENT, "Accept-Encoding": "identity"},
             trust_env=False,
+            # It would unpack into memory, without a bound that is ours.
+            auto_decompress=False,
             cookie_jar=aiohttp.DummyCookieJar(),
         )
         return self
@@ -107,9 +129,16 @@ class MediaFetcher:
         """
         Fetch one file to a path; passing faults are met by fetching it again from the start.
 
-        :param size: the file's length as the result gives it, for servers that do not announce it
+        :param size: the file's length as the result gives it. Where the server announces none, it must be this
+            one; a file of more than twice this length and a MiB is refused
         :raises MediaError: if it cannot be had, with the host but not the whole address
         """
+        try:
+            return await asyncio.wait_for(self._fetch(url, path, size), self._max_seconds)
+        except asyncio.TimeoutError as error:
+            raise MediaError(f"it was not there after {self._max_seconds:g} seconds") from error
+
+    async def _fetch(self, url: str, path: Path, size: int | None) -> Fetched:
         attempt = 0
         while True:
             attempt += 1
@@ -173,23 +202,70 @@ class MediaFetcher:
     async def _save(
         self, response: aiohttp.ClientResponse, path: Path, host: str, expected: int | None
     ) -> Fetched:
-        promised = response.content_length
-        if promised is not None and promised > self._max_bytes:
-            raise MediaError(f"{host} announces {promised} bytes; at most {self._max_bytes} are allowed")
+        announced = response.content_length
+        allowed = self._max_bytes if not expected else min(self._max_bytes, 2 * expected + MIB)
+        if announced is not None and announced > allowed:
+            raise MediaError(f"{host} announces {announced} bytes; at most {allowed} are allowed")
+        body = _Body(response.headers.get("Content-Encoding", ""))
         digest = hashlib.sha256()
         size = 0
         with path.open("wb") as file:
             async for chunk in response.content.iter_chunked(CHUNK_BYTES):
-                size += len(chunk)
-                if size > self._max_bytes:
-                    raise MediaError(f"{host} sends more than the {self._max_bytes} bytes that are allowed")
-                digest.update(chunk)
-                file.write(chunk)
+                for piece in body.pieces(chunk):
+                    size += len(piece)
+                    if size > allowed:
+                        raise MediaError(f"{host} sends more than the {allowed} bytes that are allowed")
+                    digest.update(piece)
+                    file.write(piece)
+        if not body.whole:
+            raise _Passing(f"{host} sent a packed file that ends in the middle")
         if size == 0:
             raise _Passing(f"{host} sent an empty file")
-        if promised is None and expected is not None and size != expected:
+        if announced is None and expected is not None and size != expected:
             raise _Passing(f"{host} sent {size} bytes of {expected}")
         return Fetched(path, size, digest.hexdigest(), response.content_type or None)
+
+
+class _Body:
+    """The body of a reply, unpacked piece by piece where its server has packed it."""
+
+    def __init__(self, encoding: str) -> None:
+        encoding = encoding.strip().lower()
+        if encoding in ("", "identity"):
+            self._unpacker = None
+        elif encoding in _ENCODINGS:
+            self._unpacker = zlib.decompressobj(_ENCODINGS[encoding])
+        else:
+            raise MediaError(f"its server has packed it with {encoding[:20]!r}, which was not asked for")
+        self._taken = self._given = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether its end has been reached, where it is packed."""
+        return self._unpacker is None or self._unpacker.eof
+
+    def pieces(self, chunk: bytes) -> Iterator[bytes]:
+        if self._unpacker is None:
+            yield chunk
+            return
+        self._taken += len(chunk)
+        more = True
+        while more:
+            try:
+                piece = self._unpacker.decompress(chunk, CHUNK_BYTES)
+            except zlib.error as error:
+                raise MediaError("its server calls it packed, and it is not") from error
+            chunk = self._unpacker.unconsumed_tail
+            # It may hold back what did not fit, although it has taken all of the chunk.
+            more = bool(chunk) or len(piece) == CHUNK_BYTES
+            self._given += len(piece)
+            if self._given > _MAX_GROWTH * self._taken + MIB:
+                raise MediaError(
+                    f"it is a decompression bomb: {self._taken} bytes have become more than {self._given}"
+                )
+            yield piece
+        if self._unpacker.unused_data:
+            raise MediaError("its server has sent more after the end of the packed file")
 
 
 class _Passing(Exception):

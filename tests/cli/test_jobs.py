@@ -100,7 +100,7 @@ def test_a_dry_run_submits_nothing_and_leaves_nothing_in_the_journal(
         (("wait", "http://elsewhere.invalid/nothing"), "status_url"),
         (("wait", "req-1", "-m", "flux", "--timeout", "soon"), "--timeout"),
         (("result", '@{"a": 1}'), "JOB"),
-        (("land", "req-1", "/tmp/x", "-m", "flux", "--name", "../up"), "--name"),
+        (("land", "req-1", "/tmp/x", "-m", "flux", "--name", "../up"), "key"),
         (("land", "req-1", "gopher://x/y", "-m", "flux"), "gopher"),
         (("manifest", "show", "file:///x", "--outcome", "splendid"), "--outcome"),
         (("no-such-verb",), "no-such-verb"),

@@ -13,7 +13,8 @@ from airflow.sdk import ObjectStoragePath
 from PIL import Image
 
 from airflow_provider_uniapi_fal.exceptions import FalProtocolError, FalResultExpired
-from airflow_provider_uniapi_fal.landing.media import land
+from airflow_provider_uniapi_fal.landing.media import Limits, land
+from airflow_provider_uniapi_fal.landing.names import Names
 from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
 from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
 from airflow_provider_uniapi_fal.transport import media as transport
@@ -80,9 +81,10 @@ def landed(
     return land(
         JobResult(handle(), {}, media),
         ObjectStoragePath(folder.as_uri()),
-        name=options.get("name", "night"),
+        Names(**{"key": "night", **options.pop("names", {})}),
         account=GatewayAccount("http://127.0.0.1:1", KEY, media_hosts=hosts),
-        max_bytes=options.get("max_bytes", 100 * MIB),
+        already=options.pop("already", ()),
+        limits=Limits(**{"max_bytes": 100 * MIB, **options}),
     )
 
 
@@ -92,7 +94,7 @@ def names(folder: Path) -> list[str]:
 
 def test_what_lands_is_what_was_served_and_is_accounted_for(serve: Serve, folder: Path) -> None:
     server = serve(lambda call: call.answer(PNG, "image/png"))
-    file = MediaFile("images[0]", f"{server.url}/a", width=8, height=9, flagged=True)
+    file = MediaFile("images[0]", f"{server.url}/a", width=80, height=90, flagged=True)
     [made] = landed(folder, file)
     assert made.to_json() == {
         "where": "images[0]",
@@ -101,7 +103,7 @@ def test_what_lands_is_what_was_served_and_is_accounted_for(serve: Serve, folder
         "sha256": hashlib.sha256(PNG).hexdigest(),
         "content_type": "image/png",
         "width": 8,
-        "height": 9,
+        "height": 8,
         "flagged": True,
         "duration": None,
     }
@@ -190,11 +192,11 @@ def test_a_file_that_is_always_truncated_lands_nothing(
     assert names(folder) == []
 
 
-def test_one_file_that_cannot_be_had_lands_none_of_the_result(serve: Serve, folder: Path) -> None:
+def test_one_file_that_cannot_be_had_is_an_error_and_spares_the_others(serve: Serve, folder: Path) -> None:
     server = serve(lambda call: call.answer(PNG, status=200 if call.path == "/good" else 404))
     with pytest.raises(FalResultExpired, match=r"images\[1\]"):
-        landed(folder, f"{server.url}/good", f"{server.url}/gone")
-    assert names(folder) == []
+        landed(folder, f"{server.url}/good", f"{server.url}/gone", f"{server.url}/good")
+    assert names(folder) == ["night-0.png", "night-2.png"]
 
 
 def test_a_file_above_the_limit_is_refused_announced_or_not(serve: Serve, folder: Path) -> None:
@@ -268,9 +270,8 @@ def test_a_proxy_that_is_none_is_said_as_an_error_of_the_job(folder: Path) -> No
         land(
             JobResult(handle(), {}, (MediaFile("images[0]", "https://media.example/a.png"),)),
             ObjectStoragePath(folder.as_uri()),
-            name="night",
+            Names(key="night"),
             account=GatewayAccount("http://127.0.0.1:1", KEY, proxy="socks9://nowhere"),
-            max_bytes=MIB,
         )
     assert caught.value.failure.request_id == handle().request_id
     assert names(folder) == []

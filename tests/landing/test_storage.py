@@ -1,16 +1,30 @@
 from __future__ import annotations
 
+import hashlib
 import io
 import os
+import subprocess
+import sys
+import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import ObjectStoragePath
 from airflow.sdk.io import attach
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem  # type: ignore[import-untyped]
 
-from airflow_provider_uniapi_fal.landing.storage import is_plain_name, put
+from airflow_provider_uniapi_fal.landing.storage import (
+    holds,
+    is_plain_name,
+    put,
+    put_bytes,
+    sha256_of,
+    size_of,
+)
+
+if TYPE_CHECKING:
+    from tests.storage import Store
 
 
 class Bucket(AbstractFileSystem):  # type: ignore[misc]
@@ -78,22 +92,22 @@ def whole(content: bytes) -> Any:
 
 
 @pytest.fixture
-def bucket(request: pytest.FixtureRequest) -> tuple[Bucket, ObjectStoragePath]:
+def fake() -> tuple[Bucket, ObjectStoragePath]:
     made = Bucket()
     conn_id = f"bucket-{id(made)}"
     attach("memory", conn_id, fs=made)
     return made, ObjectStoragePath("memory://night", conn_id=conn_id) / "a.png"
 
 
-def test_an_object_is_stored_through_its_own_connection(bucket: tuple[Bucket, ObjectStoragePath]) -> None:
-    store, target = bucket
+def test_an_object_is_stored_through_its_own_connection(fake: tuple[Bucket, ObjectStoragePath]) -> None:
+    store, target = fake
     put(whole(b"a picture"), target)
     put(whole(b"another picture"), target)
     assert list(store.objects.values()) == [b"another picture"]
 
 
-def test_an_interrupted_upload_leaves_no_half_object(bucket: tuple[Bucket, ObjectStoragePath]) -> None:
-    store, target = bucket
+def test_an_interrupted_upload_leaves_no_half_object(fake: tuple[Bucket, ObjectStoragePath]) -> None:
+    store, target = fake
     with pytest.raises(TimeIsUp):
         put(interrupted(), target)
     assert store.objects == {}
@@ -119,6 +133,101 @@ def test_a_local_file_is_not_seen_before_all_of_it_is_on_the_disk(
     put(whole(b"a picture"), ObjectStoragePath(target.as_uri()))
     assert seen == [False]
     assert target.read_bytes() == b"a picture"
+
+
+MIB = 1024 * 1024
+
+#: Puts what comes through a pipe into storage: it can be stopped in the middle of the file.
+PUTTING = """
+import sys
+from pathlib import Path
+from airflow.sdk import ObjectStoragePath
+from airflow_provider_uniapi_fal.landing.storage import put
+
+put(Path(sys.argv[1]), ObjectStoragePath(sys.argv[2], conn_id=sys.argv[3] or None))
+"""
+
+
+def test_a_process_killed_in_the_middle_of_a_file_leaves_the_old_one_and_no_half(
+    store: Store, tmp_path: Path
+) -> None:
+    target = store.path / "night" / "a.png"
+    put_bytes(b"the old file", target)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    process = subprocess.Popen([sys.executable, "-c", PUTTING, str(pipe), str(target), store.conn_id or ""])
+    try:
+        with pipe.open("wb") as writer:
+            # More than two parts of an upload; each write returns when the other side has read what was before.
+            for _ in range(20):
+                writer.write(bytes(MIB))
+            writer.flush()
+            assert process.poll() is None, "it is still waiting for the rest"
+            process.kill()
+            process.wait(10)
+    except BrokenPipeError:
+        pass
+    finally:
+        process.kill()
+        process.wait(10)
+    assert store.read("night/a.png") == b"the old file"
+    assert [name for name in store.names() if not name.endswith(".part")] == ["night/a.png"]
+    put_bytes(b"the new file", target)
+    assert store.read("night/a.png") == b"the new file"
+
+
+def test_a_whole_file_of_several_parts_arrives_as_it_was(store: Store, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.write_bytes(os.urandom(MIB) * 19)
+    target = store.path / "a.bin"
+    put(source, target)
+    expected = (19 * MIB, hashlib.sha256(source.read_bytes()).hexdigest())
+    assert sha256_of(target) == expected
+    assert holds(target, *expected)
+    assert not holds(target, expected[0], "0" * 64)
+    assert size_of(target) == 19 * MIB
+    assert size_of(store.path / "b.bin") is None
+    assert not holds(store.path / "b.bin", *expected)
+
+
+def test_many_threads_put_at_once_and_one_that_breaks_off_harms_no_other(
+    bucket: Store, tmp_path: Path
+) -> None:
+    """A transaction of fsspec's would complete the broken one, for all threads share it."""
+    others_are_done = threading.Event()
+
+    class BreaksOffLast(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            if self.tell():
+                others_are_done.wait(20)
+                raise TimeIsUp
+            return super().read(10)
+
+    broken: Any = Source(BreaksOffLast(b"x" * 100))
+    failed: list[BaseException] = []
+
+    def put_broken() -> None:
+        try:
+            put(broken, bucket.path / "broken.png")
+        except TimeIsUp as error:
+            failed.append(error)
+
+    slow = threading.Thread(target=put_broken)
+    slow.start()
+    source = tmp_path / "source"
+    source.write_bytes(b"a picture")
+    threads = [
+        threading.Thread(target=put, args=(source, bucket.path / f"{index}.png")) for index in range(6)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    others_are_done.set()
+    slow.join(20)
+    assert len(failed) == 1
+    assert bucket.names() == [f"{index}.png" for index in range(6)]
+    assert not list(bucket.path.fs.transaction.files), "nothing is left for another's transaction"
 
 
 @pytest.mark.parametrize("name", ["a", "a.b", "夜景 01", "x" * 200, "-", "..a", "海" * 66])

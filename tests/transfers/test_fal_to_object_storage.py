@@ -26,7 +26,7 @@ def finished(**arguments: Any) -> tuple[JobHandle, dict[str, Any]]:
     return job, as_json(hook.result(job).to_json())
 
 
-def land(task: Task, result: Any, destination: Any, **options: Any) -> list[dict[str, Any]]:
+def land(task: Task, result: Any, destination: Any, **options: Any) -> Any:
     operator = FalToObjectStorageOperator(task_id="land", result=result, destination=destination, **options)
     return operator.execute(task.context)
 

@@ -50,7 +50,12 @@ def slept(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     async def sleep(seconds: float) -> None:
         pauses.append(seconds)
 
-    shim = SimpleNamespace(sleep=sleep, to_thread=asyncio.to_thread, TimeoutError=asyncio.TimeoutError)
+    shim = SimpleNamespace(
+        sleep=sleep,
+        to_thread=asyncio.to_thread,
+        wait_for=asyncio.wait_for,
+        TimeoutError=asyncio.TimeoutError,
+    )
     monkeypatch.setattr(media, "asyncio", shim)
     return pauses
 

@@ -50,8 +50,23 @@ def whole_above_zero(text: str) -> int:
     return number
 
 
+def whole_or_zero(text: str) -> int:
+    """Read a whole number of 0 or more; named in argparse's message if it is none."""
+    return 0 if text == "0" else whole_above_zero(text)
+
+
+def ratio(text: str) -> float:
+    """Read a share from 0 to 1; named in argparse's message if it is none."""
+    number = float(text)
+    if not 0 <= number <= 1:
+        raise ValueError(text)
+    return number
+
+
 above_zero.__name__ = "number above 0"
 whole_above_zero.__name__ = "whole number above 0"
+whole_or_zero.__name__ = "whole number of 0 or more"
+ratio.__name__ = "share from 0 to 1"
 
 OUTPUT = Arg(
     ("-o", "--output"),
@@ -283,6 +298,123 @@ def _job_verbs() -> tuple[ActionCommand, ...]:
 def _night_verbs() -> tuple[ActionCommand, ...]:
     return (
         ActionCommand(
+            name="batch",
+            help="Submit a table of jobs, wait for them, land their media and write a manifest",
+            description="Work through a table of requests. What it submits is paid: it says how many jobs that is, and "
+            "asks. The same command again goes on where the last one ended, and pays for nothing twice.",
+            func=_verb("batch.batch"),
+            args=(
+                Arg(("requests",), metavar="TABLE", help="table of requests: .jsonl, .csv or .parquet"),
+                Arg(
+                    ("destination",), metavar="DESTINATION", help="folder for the media, local or in storage"
+                ),
+                Arg(
+                    ("--manifest",),
+                    metavar="FILE",
+                    default=None,
+                    help="the manifest, ending in .jsonl; its journal lies beside it (default: manifest.jsonl in the "
+                    "destination)",
+                ),
+                Arg(("-m", "--model"), default=None, help="model of rows that name none"),
+                Arg(
+                    ("--dialect",),
+                    default="fal",
+                    help="wire protocol of rows that name none (default: %(default)s)",
+                ),
+                Arg(
+                    ("--skip-existing",),
+                    action="append",
+                    default=[],
+                    metavar="MANIFEST",
+                    help="an earlier manifest: what it has media of is not submitted; may be given often",
+                ),
+                Arg(
+                    ("--again",),
+                    choices=("missing", "all"),
+                    default=None,
+                    help="submit rows again that ended without success, or every row (default: only those of which "
+                    "that is safe)",
+                ),
+                Arg(
+                    ("--on-unknown-submit",),
+                    choices=("fail", "resubmit"),
+                    default="fail",
+                    help="what to do about a submit of unknown outcome: resubmit may pay twice (default: %(default)s)",
+                ),
+                Arg(
+                    ("--on-changed-arguments",),
+                    choices=("reattach", "fail", "resubmit"),
+                    default="reattach",
+                    help="what to do about a row of which something else was submitted (default: %(default)s)",
+                ),
+                Arg(
+                    ("--max-jobs",),
+                    type=whole_above_zero,
+                    metavar="N",
+                    help="refuse a table with more to submit",
+                ),
+                Arg(
+                    ("--ask-above",),
+                    type=whole_or_zero,
+                    default=10,
+                    metavar="N",
+                    help="ask before more paid jobs than this (default: %(default)s)",
+                ),
+                Arg(
+                    ("--max-in-flight",),
+                    type=whole_above_zero,
+                    default=10,
+                    metavar="N",
+                    help="submits under way at once (default: %(default)s)",
+                ),
+                Arg(
+                    ("--rate-limit",),
+                    type=above_zero,
+                    metavar="N",
+                    help="submits a second (default: no limit)",
+                ),
+                Arg(
+                    ("--max-unfinished",),
+                    type=whole_above_zero,
+                    metavar="N",
+                    help="jobs that have not ended, at most (default: no limit)",
+                ),
+                Arg(("--fail-fast",), action="store_true", help="submit nothing more once a row has failed"),
+                Arg(
+                    ("--min-success-ratio",),
+                    type=ratio,
+                    default=1.0,
+                    metavar="R",
+                    help="share of rows that must be a success, from 0 to 1 (default: %(default)s)",
+                ),
+                Arg(
+                    ("--timeout",),
+                    type=above_zero,
+                    default=86400.0,
+                    metavar="S",
+                    help="stop waiting for a job after this (default: %(default)s)",
+                ),
+                Arg(
+                    ("--queue-timeout",),
+                    type=above_zero,
+                    metavar="S",
+                    help="stop waiting for a job that has not started by then; default: never",
+                ),
+                Arg(
+                    ("--include-arguments",),
+                    action="store_true",
+                    help="put the arguments, prompts and all, into the manifest",
+                ),
+                NAME_TEMPLATE,
+                STORAGE_CONN_ID,
+                DRY_RUN,
+                CONN_ID,
+                YES,
+                OUTPUT,
+            ),
+            epilog=EPILOG,
+        ),
+        ActionCommand(
             name="jobs",
             help="List the jobs that are live or may be billing; free",
             description="List the jobs that this Airflow's tasks and this command line have submitted and that are live, "
@@ -298,6 +430,14 @@ def _night_verbs() -> tuple[ActionCommand, ...]:
                     default=72.0,
                     metavar="N",
                     help="only those of the last N hours (default: %(default)s)",
+                ),
+                Arg(
+                    ("--manifest",),
+                    action="append",
+                    default=[],
+                    metavar="MANIFEST",
+                    dest="manifests",
+                    help="those of a batch of the command line's, too; may be given often",
                 ),
                 Arg(("--all",), action="store_true", help="those that have ended, too"),
                 Arg(("--offline",), action="store_true", help="do not ask the gateway"),

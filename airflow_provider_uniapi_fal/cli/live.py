@@ -12,15 +12,20 @@ from typing import TYPE_CHECKING, Any
 import pendulum
 from airflow.models.dagrun import DagRun
 from airflow.models.task_state_store import TaskStateStoreModel
+from airflow.models.xcom import XComModel
 from airflow.utils.session import create_session
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
+from airflow_provider_uniapi_fal.cli.jobs import storage_path
 from airflow_provider_uniapi_fal.cli.journal import Journal
 from airflow_provider_uniapi_fal.cli.terminal import ExitCode, progress, say, show_rows, verb
 from airflow_provider_uniapi_fal.exceptions import FalError, FalResultExpired
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.ledger.journal import Journal as BatchJournal
+from airflow_provider_uniapi_fal.ledger.journal import journal_folder
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
+from airflow_provider_uniapi_fal.ledger.rows import Step, record_of
 from airflow_provider_uniapi_fal.ledger.task_state import KEY
 from airflow_provider_uniapi_fal.protocol.job import JobState
 
@@ -31,6 +36,11 @@ if TYPE_CHECKING:
 
 #: Statuses asked for at once.
 PARALLEL = 8
+
+#: XCom that every task pushes that is going to write a manifest.
+MANIFEST_KEY = "manifest_path"
+
+_SUCCEEDED = {Step.SUCCEEDED, Step.UNLANDED, Step.DELIVERED}
 
 COLUMNS = (
     "dag_id",
@@ -114,6 +124,8 @@ def jobs(args: argparse.Namespace) -> ExitCode | None:
     found: list[Found] = []
     try:
         found += in_airflow(since, dag_id=args.dag_id, run_id=args.run_id)
+        for batch in batches_in_airflow(since, dag_id=args.dag_id, run_id=args.run_id):
+            found += in_batch(batch)
     except SQLAlchemyError as error:
         say(
             f"Airflow's metadata database cannot be read ({type(error).__name__}): jobs of tasks are not listed."
@@ -121,6 +133,8 @@ def jobs(args: argparse.Namespace) -> ExitCode | None:
         whole = False
     if args.dag_id is None and args.run_id is None:
         found += in_journal(Journal(args.journal), since.timestamp())
+        for path in args.manifests:
+            found += in_batch(Batch(path))
     if not args.offline:
         found = asked(found)
     listed = found if args.all else [each for each in found if each.may_bill != "no"]
@@ -161,6 +175,69 @@ def in_airflow(
                 record = None
             written = row.updated_at.timestamp()
             yield Found(row.dag_id, row.run_id, row.task_id, row.map_index, written, record)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """
+    A batch, and where its manifest is or will be.
+
+    :param dag_id: where it was submitted; empty for the command line. So are ``run_id`` and ``task_id``
+    """
+
+    manifest_path: str
+    dag_id: str = ""
+    run_id: str = ""
+    task_id: str = ""
+    map_index: int = -1
+
+
+def batches_in_airflow(
+    since: pendulum.DateTime, *, dag_id: str | None = None, run_id: str | None = None
+) -> list[Batch]:
+    """Return the batches of tasks, by the XCom that they push before they begin."""
+    rows = XComModel
+    wanted = (
+        select(rows)
+        .join(DagRun, DagRun.id == rows.dag_run_id)
+        .where(rows.key == MANIFEST_KEY, rows.timestamp >= since)
+        .order_by(DagRun.run_after, rows.dag_id, rows.run_id, rows.task_id, rows.map_index)
+    )
+    if dag_id is not None:
+        wanted = wanted.where(rows.dag_id == dag_id)
+    if run_id is not None:
+        wanted = wanted.where(rows.run_id == run_id)
+    found = []
+    with create_session() as session:
+        for row in session.scalars(wanted):
+            value = XComModel.deserialize_value(row)
+            if isinstance(value, str):
+                found.append(Batch(value, row.dag_id, row.run_id, row.task_id, row.map_index))
+    return found
+
+
+def in_batch(batch: Batch) -> Iterator[Found]:
+    """
+    Return the rows of a batch by its journal; none if the manifest is that of a landing, which has no journal.
+
+    A journal that cannot be read is returned as one record that cannot be.
+    """
+
+    def found(written_at: float, record: JobRecord | None, model: str | None, state: str) -> Found:
+        return Found(
+            batch.dag_id, batch.run_id, batch.task_id, batch.map_index, written_at, record, model, state
+        )
+
+    try:
+        journal = BatchJournal.reading(journal_folder(storage_path(batch.manifest_path, None)))
+    except Exception as error:  # noqa: BLE001 - each file system has errors of its own; one batch hides no other
+        say(f"The journal of {batch.manifest_path} cannot be read: {error}")
+        yield found(pendulum.now("UTC").timestamp(), None, None, "no answer")
+        return
+    for row in journal.rows.values():
+        if row.step is not Step.NOT_TAKEN:
+            state = JobState.SUCCEEDED.value if row.step in _SUCCEEDED else "not asked"
+            yield found(row.entry.written_at, record_of(row), None, state)
 
 
 def in_journal(journal: Journal, since: float) -> Iterator[Found]:

@@ -169,6 +169,24 @@ class FalHook(BaseHook):
         reading = BlockingTransport(self.account).run(self._submitting(model, request, dialect))
         return _accepted(reading)
 
+    async def apost(
+        self,
+        model: str,
+        request: HttpRequest,
+        *,
+        dialect: str = "fal",
+        paced: Callable[[Flow[SubmitReading]], Flow[SubmitReading]] | None = None,
+    ) -> Submitted | Finished:
+        """
+        Post what :meth:`prepare` returned from an event loop; raises as :meth:`submit` does.
+
+        :param paced: wraps the conversation, so that many submits keep one pace
+        """
+        await self.aaccount()
+        flow = self._submitting(model, request, dialect)
+        async with self.pool() as transport:
+            return _accepted(await transport.run(flow if paced is None else paced(flow)))
+
     def status(self, handle: JobHandle, *, logs: bool = False) -> JobStatus:
         """
         Ask how a job is going; costs nothing.
@@ -329,6 +347,11 @@ def watching_round(watch: watching.Watch) -> Flow[watching.RoundEnd]:
     """Return the conversation for one round of a wait, with this process's clock."""
     dialect = dialect_named(watch.handle.dialect)
     return watching.one_round(watch, dialect, clock=time.time, jitter=random.random)
+
+
+def seconds_to_first_look(watch: watching.Watch) -> float:
+    """Return how long a wait may rest before its first round, with this process's clock."""
+    return watching.seconds_to_first_look(watch, now=time.time(), jitter=random.random())
 
 
 def _account_of(connection: Connection) -> GatewayAccount:

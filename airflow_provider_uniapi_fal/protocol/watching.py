@@ -191,6 +191,19 @@ def one_round(
     return WaitMore(max(min([wait, *(deadline - now for deadline in clocks.values())]), 0.0))
 
 
+def seconds_to_first_look(watch: Watch, *, now: float, jitter: float) -> float:
+    """Return how long a wait that begins, or that goes on in another process, may rest before it looks."""
+    age = now - watch.handle.submitted_at
+    if watch.poke_interval is not None or watch.completed_at is not None or age > cadence.SHORTEST:
+        return 0.0
+    return cadence.next_look(age, poke_interval=None, retry_after=None, jitter=jitter)
+
+
+def next_deadline(watch: Watch) -> float | None:
+    """Return the first of the deadlines that count now, in seconds since the epoch; None if there is none."""
+    return min(_running_clocks(watch).values(), default=None)
+
+
 def timed_out(
     watch: Watch,
     kind: FailureKind,

@@ -32,6 +32,8 @@ from airflow_provider_uniapi_fal.transport.settings import (
 )
 
 if TYPE_CHECKING:
+    import ssl
+
     from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
 
 T = TypeVar("T")
@@ -55,22 +57,34 @@ class NonblockingTransport:
         self.account = account
         self._max_body = max_body
         self._session: aiohttp.ClientSession | None = None
+        self._context: ssl.SSLContext | None = None
         self._opening = asyncio.Lock()
+        self._under_way = 0
+        self._closing = False
 
     async def run(self, flow: Flow[T]) -> T:
         """Run a conversation to its end and return what it returns."""
-        effect = advance(flow, None)
-        while not isinstance(effect, Done):
-            if isinstance(effect, Send):
-                effect = advance(flow, await self._send(effect.request))
-            else:
-                await asyncio.sleep(effect.seconds)
-                effect = advance(flow, None)
-        return effect.value
+        self._under_way += 1
+        try:
+            effect = advance(flow, None)
+            while not isinstance(effect, Done):
+                if isinstance(effect, Send):
+                    effect = advance(flow, await self._send(effect.request))
+                else:
+                    await asyncio.sleep(effect.seconds)
+                    effect = advance(flow, None)
+            return effect.value
+        finally:
+            self._under_way -= 1
+            if self._closing:
+                await self.close()
 
     async def close(self) -> None:
-        """Close the pool; the transport opens a new one when it is used again."""
-        session, self._session = self._session, None
+        """Close the pool after the conversations under way; the transport opens a new one if it is used again."""
+        self._closing = self._under_way > 0
+        if self._closing:
+            return
+        session, self._session, self._context = self._session, None, None
         if session is not None:
             await session.close()
 
@@ -93,8 +107,10 @@ class NonblockingTransport:
         return await self._exchange(self._session, request, url, headers)
 
     async def _open(self, *, force_close: bool) -> aiohttp.ClientSession:
-        context = await asyncio.to_thread(tls_context, self.account)
-        connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=context, force_close=force_close)
+        if self._context is None:
+            # Reading the CA certificates takes longer than all else that a submit costs.
+            self._context = await asyncio.to_thread(tls_context, self.account)
+        connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=self._context, force_close=force_close)
         timeout = aiohttp.ClientTimeout(
             # Waiting for a place in the pool is not the gateway's slowness: only the connection has a limit.
             total=None,

@@ -12,19 +12,16 @@ from airflow.sdk.execution_time.xcom import XCom
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
 from airflow_provider_uniapi_fal import metrics
-from airflow_provider_uniapi_fal.exceptions import FalError, FalProtocolError, error_of
-from airflow_provider_uniapi_fal.hooks.fal import FalHook, watching_round
+from airflow_provider_uniapi_fal.exceptions import FalProtocolError, error_of
+from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobHandle, JobResult
-from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, RoundEnd, WaitMore, Watch
+from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, RoundEnd, Watch
+from airflow_provider_uniapi_fal.triggers.hub import waits
 
 #: A longer result is fetched by the worker: events pass through Airflow's metadata database.
 MAX_EVENT_BYTES = 256 * 1024
-
-#: A longer reply is not read on the event loop that all triggers share.
-MAX_BODY_BYTES = 1024 * 1024
-
 
 #: Airflow 3.3 may fail a task that resumes within about six seconds of deferring (apache/airflow #72716).
 RACE_SECONDS = 7.0
@@ -153,11 +150,8 @@ class FalQueueTrigger(BaseTrigger):
             logs=self.logs,
         )
         watch.resume(self.progress)
-        try:
-            await _until(self.next_look_at)
-            end = await self._watch(watch)
-        except FalError as error:
-            end = error.failure.while_waiting(watch.handle.request_id)
+        await _until(self.next_look_at)
+        end = await self._watch(watch)
         await _until(self.hold_until)
         event = event_of(watch, end)
         if self.end_from_trigger and "result" in event:
@@ -209,23 +203,10 @@ class FalQueueTrigger(BaseTrigger):
         )
 
     async def _watch(self, watch: Watch) -> RoundEnd:
-        hook = FalHook(watch.handle.fal_conn_id)
-        account = await hook.aaccount()
-        while True:
-            async with hook.pool(MAX_BODY_BYTES) as transport:
-                while True:
-                    end = await transport.run(watching_round(watch))
-                    for line in watch.take_news():
-                        self.log.info("%s", line)
-                    if not isinstance(end, WaitMore):
-                        break
-                    await asyncio.sleep(end.seconds)
-            refused = isinstance(end, Failure) and end.kind is FailureKind.AUTH
-            if not refused or account == await hook.aaccount(again=True):
-                return end
-            # The key in the connection was changed while the job ran: go on with the new one.
-            self.log.info("The connection's key was changed; looking again with the new one.")
-            account = hook.account
+        async with waits(say=lambda line: self.log.info("%s", line)) as waiting:
+            waiting.add(watch)
+            _, end = await waiting.next_end()
+            return end
 
 
 def event_of(watch: Watch, end: RoundEnd) -> dict[str, Any]:

@@ -33,6 +33,7 @@ from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import Watch
 from airflow_provider_uniapi_fal.triggers import fal as triggers
+from airflow_provider_uniapi_fal.triggers import hub
 from airflow_provider_uniapi_fal.triggers.fal import FalQueueTrigger, result_of
 from tests.fakes import (
     ARGUMENTS,
@@ -179,7 +180,7 @@ def test_a_result_too_long_for_an_event_is_fetched_by_the_worker(
 def test_a_reply_too_long_for_the_event_loop_is_fetched_by_the_worker(
     start: Start, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triggers, "MAX_BODY_BYTES", 800)
+    monkeypatch.setattr(hub, "MAX_BODY_BYTES", 800)
     start()
     job = submitted(sync_mode=True, image_size={"width": 256, "height": 256})
     event = fired(trigger(job, logs=False))

@@ -1,0 +1,1 @@
+"""A night of many jobs in one task: read and check the rows, decide, submit in waves, watch, land, account."""

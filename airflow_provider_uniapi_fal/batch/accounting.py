@@ -1,0 +1,184 @@
+"""What became of a batch: outcomes, the manifest, the line in the log, and whether it is enough."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from airflow_provider_uniapi_fal.landing.files import LandedFile
+from airflow_provider_uniapi_fal.landing.manifest import OUTCOMES, ManifestRow, RowError
+from airflow_provider_uniapi_fal.ledger.rows import NOWHERE, Entry, RowState, Step
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, unknown_outcome
+
+if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.batch.requests import Row
+
+#: Failures after which Airflow makes no retry, as the errors of a single job.
+_NO_RETRY = {
+    FailureKind.INPUT,
+    FailureKind.CONTENT_REFUSED,
+    FailureKind.BALANCE,
+    FailureKind.AUTH,
+    FailureKind.QUEUE_TIMEOUT,
+    FailureKind.TIMEOUT,
+    FailureKind.SUBMIT_OUTCOME_UNKNOWN,
+    FailureKind.RESULT_EXPIRED,
+}
+
+
+def outcome_of(state: RowState | None) -> str:
+    """Return the one word for what became of a row; ``running`` for what is not over."""
+    if state is None or state.step is Step.NOT_TAKEN:
+        return "missing"
+    if state.step is Step.INTENT:
+        return "unknown"
+    if state.step in (Step.SUBMITTED, Step.SUCCEEDED):
+        return "running"
+    if state.step is Step.DELIVERED:
+        return "flagged" if (state.entry.landed or {}).get("flagged") else "succeeded"
+    return "failed" if state.entry.failure is None else state.entry.failure.outcome
+
+
+def failure_of(state: RowState | None) -> Failure | None:
+    """Return what went wrong with a row."""
+    if state is None:
+        return None
+    if state.step is Step.INTENT and state.entry.failure is None:
+        return unknown_outcome("the try that was about to submit it left no trace of what came of it")
+    return state.entry.failure
+
+
+def manifest_row(row: Row, state: RowState | None, *, with_arguments: bool) -> ManifestRow:
+    """Return the line of the manifest for a row."""
+    text = json.dumps(row.arguments, sort_keys=True, ensure_ascii=False)
+    made = ManifestRow(
+        key=row.key,
+        index=row.index,
+        model=row.model,
+        dialect=row.dialect,
+        fal_conn_id=row.fal_conn_id,
+        outcome=outcome_of(state),
+        arguments_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        arguments=row.arguments if with_arguments else None,
+        metadata=row.metadata,
+    )
+    if state is None:
+        return made
+    landed = state.entry.landed or {}
+    failure = failure_of(state)
+    return replace(
+        made,
+        request_id=state.handle.request_id if state.handle else None,
+        seed=landed.get("seed"),
+        error=None if failure is None else RowError.of(failure),
+        submitted_at=state.handle.submitted_at if state.handle else None,
+        seconds_queued=landed.get("seconds_queued"),
+        seconds_running=landed.get("seconds_running"),
+        billable_units=landed.get("billable_units"),
+        flagged=bool(landed.get("flagged")),
+        posts=state.posts,
+        tries=len(state.tries),
+        files=tuple(LandedFile.from_json(file) for file in landed.get("files") or ()),
+    )
+
+
+def carried_over(row: Row, earlier: ManifestRow) -> ManifestRow:
+    """Return the line for a row that an earlier manifest has already: its files, and no post of this batch."""
+    return replace(earlier, key=row.key, index=row.index, metadata=row.metadata, posts=0, tries=0)
+
+
+def shortfall(
+    rows: Sequence[ManifestRow],
+    failures: Sequence[Failure],
+    *,
+    min_success_ratio: float,
+    on_flagged: str,
+    on_unknown_submit: str,
+    stopped: Failure | None,
+) -> Failure | None:
+    """
+    Return the failure of a batch that has too few successes, or None if it has enough.
+
+    Its kind decides whether Airflow makes a retry: it does if that may help at least one row.
+
+    :param failures: those of the rows that have one
+    :param stopped: why some were not submitted
+    """
+    good = {"succeeded", "flagged"} if on_flagged == "keep" else {"succeeded"}
+    counts = Counter(row.outcome for row in rows)
+    successes = sum(counts[outcome] for outcome in good)
+    if not rows or successes >= min_success_ratio * len(rows):
+        return None
+    kinds = Counter(failure.kind for failure in failures)
+    hopeless = _NO_RETRY - (
+        {FailureKind.SUBMIT_OUTCOME_UNKNOWN} if on_unknown_submit == "resubmit" else set()
+    )
+    helped = [failure for failure in failures if failure.transient or failure.kind not in hopeless]
+    may_help = [f for f in helped if not (f.kind is FailureKind.JOB_FAILED and not f.transient)]
+    never_sent = counts["missing"] > 0 and not (stopped is not None and stopped.kind in _NO_RETRY)
+    kind: FailureKind
+    if stopped is not None and stopped.kind in (FailureKind.AUTH, FailureKind.BALANCE):
+        kind = stopped.kind
+    elif may_help or never_sent or not kinds:
+        kind = FailureKind.JOB_FAILED
+    else:
+        kind = kinds.most_common(1)[0][0]
+    told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
+    retry = kind not in _NO_RETRY
+    why = "" if stopped is None else f" {stopped.what}"
+    return Failure(
+        kind,
+        what=f"Of {len(rows)} rows, {successes} are a success, and min_success_ratio={min_success_ratio:g} asks "
+        f"for more: {told}.{why}",
+        retry_does="takes up what runs, lands what is there and submits only what never was or ended unbilled."
+        if retry
+        else "is not made by Airflow: it could not help. Once cleared, the task submits the rows without success "
+        "again, but for unknown ones.",
+        advice="The manifest says of each row what became of it and of the money.",
+        billed="maybe",
+        may_run=any(failure.may_run for failure in failures),
+    )
+
+
+class Tally:
+    """
+    How far a batch is, for the log.
+
+    :param rows: how many there are
+    :param states: what is known of them
+    :param now: monotonic seconds
+    """
+
+    def __init__(self, rows: int, states: Iterable[RowState], *, now: float) -> None:
+        self._rows = rows
+        self._steps: dict[str, str] = {state.entry.key: outcome_of(state) for state in states}
+        self._began = now
+        self._over_before = self._over()
+
+    def take(self, entries: Iterable[Entry]) -> None:
+        """Count what was written down."""
+        for entry in entries:
+            under_way = entry.step is Step.INTENT and entry.failure is None
+            self._steps[entry.key] = "running" if under_way else outcome_of(RowState(entry, NOWHERE))
+
+    def _over(self) -> int:
+        return sum(outcome not in ("running", "missing") for outcome in self._steps.values())
+
+    def line(self, now: float) -> str:
+        """Return the line: counts by outcome, the rate, and about how long the rest takes at that rate."""
+        counts = Counter(self._steps.values())
+        over = self._over()
+        told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
+        rest = self._rows - over
+        text = (
+            f"{over} of {self._rows} rows are over ({told or 'none'}), {counts['running']} are running, "
+            f"{rest - counts['running']} are still to be submitted."
+        )
+        done, spent = over - self._over_before, now - self._began
+        if done > 0 and spent > 0 and rest > 0:
+            text += f" {done / spent:.1f} a second; about {rest * spent / done:.0f} s to go."
+        return text

@@ -1,0 +1,276 @@
+"""A batch from its table to its manifest, for whoever runs it: the operator in Airflow, or a command line."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_uniapi_fal.batch.accounting import carried_over, failure_of, manifest_row, shortfall
+from airflow_provider_uniapi_fal.batch.planning import Plan, plan
+from airflow_provider_uniapi_fal.batch.requests import Row, checked_rows, read_rows
+from airflow_provider_uniapi_fal.batch.session import Session, SessionSettings
+from airflow_provider_uniapi_fal.exceptions import error_of
+from airflow_provider_uniapi_fal.landing.manifest import (
+    Manifest,
+    ManifestRow,
+    read_manifest,
+    summary_path,
+    write_manifest,
+)
+from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE, Names
+from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner, journal_folder
+from airflow_provider_uniapi_fal.protocol.dialects.fal import bare_model
+from airflow_provider_uniapi_fal.protocol.errors import Failure, bad_input
+from airflow_provider_uniapi_fal.triggers.batch import WatchSettings, still_running, waiting_to_land
+
+if TYPE_CHECKING:
+    from datetime import date
+
+    from airflow.sdk import ObjectStoragePath
+
+    from airflow_provider_uniapi_fal.hooks.fal import FalHook
+    from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, RowState, Try
+    from airflow_provider_uniapi_fal.protocol.job import JobResult
+
+MANIFEST_NAME = "manifest.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class NightSettings:
+    """
+    Where a batch's media go, and the policies that are not about a single row.
+
+    :param destination: folder for the media
+    :param manifest_path: path of the manifest; the journal lies beside it
+    :param skip_existing: earlier manifests: rows whose key one of them has with media are not submitted
+    :param template: names of the files, see :class:`~airflow_provider_uniapi_fal.landing.names.Names`
+    :param date: what ``{date}`` stands for in it
+    :param max_jobs: refuse a batch of more rows that are to be submitted
+    :param with_arguments: put the arguments, prompts and all, into the manifest
+    :param min_success_ratio: share of the rows that must be a success
+    :param on_flagged: ``keep`` counts a flagged row as a success, ``fail`` does not
+    """
+
+    destination: ObjectStoragePath
+    manifest_path: ObjectStoragePath
+    skip_existing: Sequence[ObjectStoragePath] = ()
+    template: str = DEFAULT_TEMPLATE
+    date: date | None = None
+    max_jobs: int | None = None
+    with_arguments: bool = False
+    min_success_ratio: float = 1.0
+    on_flagged: str = "keep"
+
+
+@dataclass
+class Night:
+    """
+    One try of a batch.
+
+    :param hook: the account
+    :param owner: whose batch it is
+    :param this_try: which try this is
+    :param say: takes each line for the log
+    """
+
+    hook: FalHook
+    owner: Owner
+    this_try: Try
+    settings: NightSettings
+    policy: RowPolicy
+    watch: WatchSettings
+    work: SessionSettings
+    say: Callable[[str], None]
+    rows: list[Row] = field(default_factory=list)
+    earlier: dict[str, ManifestRow] = field(default_factory=dict)
+    session: Session | None = None
+    stopped: Failure | None = None
+
+    @property
+    def to_make(self) -> dict[str, Row]:
+        """The rows that are not in an earlier manifest, by key."""
+        return {row.key: row for row in self.rows if row.key not in self.earlier}
+
+    @property
+    def folder(self) -> ObjectStoragePath:
+        """Where the journal lies."""
+        return journal_folder(self.settings.manifest_path)
+
+    def read(self, requests: object, *, conn_id: str | None, model: str | None, dialect: str) -> None:
+        """
+        Read and check the table.
+
+        :raises FalInputError: if anything in it is wrong, naming all of it; nothing was submitted
+        """
+        given = read_rows(requests, conn_id=conn_id)
+        self.rows = checked_rows(
+            given,
+            self.hook,
+            model=model,
+            dialect=dialect,
+            check_name=lambda row: self.names_of(row, None).check(),
+        )
+        self.earlier = _landed_before(self.settings.skip_existing)
+        count = len(self.to_make)
+        if self.settings.max_jobs is not None and count > self.settings.max_jobs:
+            raise error_of(
+                bad_input(
+                    f"requests: there are {count} rows to submit, and max_jobs={self.settings.max_jobs} allows fewer.",
+                    "Nothing was submitted. Look at the table, or raise max_jobs.",
+                )
+            )
+
+    def names_of(self, row: Row, result: JobResult | None) -> Names:
+        """Return how the files of a row are called."""
+        return Names(
+            key=row.key,
+            template=self.settings.template,
+            model=bare_model(row.model),
+            date=self.settings.date,
+            seed=None if result is None else result.seed,
+            request_id="" if result is None else result.handle.request_id,
+        )
+
+    def dry_run(self) -> dict[str, Any]:
+        """Say what would be done, and do nothing; return the counts."""
+        states = Journal.reading(self.folder).rows
+        made = self._planned(states)
+        models = Counter(row.model for row in made.post)
+        counts = {
+            "rows": len(self.rows),
+            "would_submit": len(made.post),
+            "would_watch": len(made.watch),
+            "would_land": len(made.land),
+            "in_earlier_manifests": len(self.rows) - len(self.to_make),
+        }
+        told = ", ".join(f"{count} of {model}" for model, count in sorted(models.items()))
+        self.say(f"Dry run, nothing is submitted: {counts}. Of each model: {told or 'none'}.")
+        return {"dry_run": True, **counts, "models": dict(models)}
+
+    def run(self, *, linger: float | None) -> Journal:
+        """
+        Open the journal, and work until all has ended, or until there is nothing left to do but wait.
+
+        :param linger: see :meth:`~airflow_provider_uniapi_fal.batch.session.Session.run`
+        :return: the journal, in which jobs may still run
+        :raises FalInputError: if the journal belongs to another run, or the table does not fit to it
+        """
+        self._refuse_a_lost_journal()
+        journal = Journal.opened(self.folder, self.owner)
+        while True:
+            made = self._planned(journal.rows)
+            for line in made.warnings:
+                self.say(line)
+            self.say(
+                f"{len(self.rows)} rows: {len(made.post)} to submit, {len(made.watch)} to watch, "
+                f"{len(made.land)} to land, {len(self.rows) - len(self.to_make)} in earlier manifests."
+            )
+            running = asyncio.run(self._work(journal, made, linger))
+            journal.refresh()
+            # What a try that was taken for dead wrote down late is gone after, too.
+            if running or not (still_running(journal) or waiting_to_land(journal, self.this_try)):
+                return journal
+
+    def write_manifest(self, journal: Journal) -> dict[str, Any]:
+        """
+        Write the manifest.
+
+        :return: ``{"manifest_path", "summary_path", "counts"}``
+        :raises FalProtocolError: if another try has taken the batch over
+        """
+        journal.stop_if_superseded()
+        path = self.settings.manifest_path
+        manifest = Manifest(
+            self._account(journal.rows),
+            dag_id=self.owner.dag_id,
+            run_id=self.owner.run_id,
+            task_id=self.owner.task_id,
+            map_index=self.owner.map_index,
+            written_at=time.time(),
+        )
+        summary = write_manifest(manifest, path)
+        return {
+            "manifest_path": str(path),
+            "summary_path": str(summary_path(path)),
+            "counts": summary["counts"],
+        }
+
+    def shortfall(self, journal: Journal) -> Failure | None:
+        """Return the failure of the batch if it has too few successes."""
+        found = (failure_of(journal.rows.get(key)) for key in self.to_make)
+        return shortfall(
+            self._account(journal.rows),
+            [failure for failure in found if failure is not None],
+            min_success_ratio=self.settings.min_success_ratio,
+            on_flagged=self.settings.on_flagged,
+            on_unknown_submit=self.policy.on_unknown_submit,
+            stopped=self.stopped,
+        )
+
+    def _account(self, states: Mapping[str, RowState]) -> tuple[ManifestRow, ...]:
+        return tuple(
+            carried_over(row, self.earlier[row.key])
+            if row.key in self.earlier
+            else manifest_row(row, states.get(row.key), with_arguments=self.settings.with_arguments)
+            for row in self.rows
+        )
+
+    def _planned(self, states: Mapping[str, RowState]) -> Plan:
+        made = plan(list(self.to_make.values()), states, self.this_try, self.policy)
+        if made.problems:
+            listed = "; ".join(made.problems[:20])
+            raise error_of(
+                bad_input(
+                    f"requests: the table does not fit to what was submitted: {listed}.",
+                    "Nothing was submitted now; the earlier jobs are not affected. Put these rows back as they were.",
+                )
+            )
+        return made
+
+    async def _work(self, journal: Journal, made: Plan, linger: float | None) -> int:
+        self.session = Session(
+            rows=self.to_make,
+            plan=made,
+            journal=journal,
+            hook=self.hook,
+            this_try=self.this_try,
+            watch=self.watch,
+            settings=self.work,
+            destination=self.settings.destination,
+            names_of=self.names_of,
+            say=self.say,
+        )
+        running = await self.session.run(linger=linger)
+        self.stopped = self.session.stopped
+        self.say(self.session.tally.line(time.monotonic()))
+        return running
+
+    def _refuse_a_lost_journal(self) -> None:
+        """Refuse a manifest without its journal: nobody could tell what was already paid for."""
+        if self.settings.manifest_path.exists() and not self.folder.exists():
+            raise error_of(
+                bad_input(
+                    f"manifest_path: there is a manifest at {self.settings.manifest_path}, but not its journal.",
+                    "Nothing was submitted. Give each run a manifest of its own, or take the old one away.",
+                )
+            )
+
+
+def _landed_before(paths: Sequence[ObjectStoragePath]) -> dict[str, ManifestRow]:
+    """Return the rows of earlier manifests that brought media, by key; a later manifest goes before."""
+    found: dict[str, ManifestRow] = {}
+    for path in paths:
+        try:
+            manifest = read_manifest(path)
+        except (OSError, ValueError, KeyError) as error:
+            raise error_of(
+                bad_input(
+                    f"skip_existing: {path} cannot be read as a manifest ({type(error).__name__}: {error})."
+                )
+            ) from error
+        found.update({row.key: row for row in manifest.rows if row.files and row.error is None})
+    return found

@@ -1,0 +1,422 @@
+"""One stretch of work on a batch in one process: submit in waves, watch, and land what has ended, all at once."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from airflow_provider_uniapi_fal.batch.accounting import Tally
+from airflow_provider_uniapi_fal.batch.pace import Pace
+from airflow_provider_uniapi_fal.exceptions import FalError, error_of
+from airflow_provider_uniapi_fal.landing.files import LandedFile
+from airflow_provider_uniapi_fal.landing.inputs import with_data_uris
+from airflow_provider_uniapi_fal.landing.media import Lander, Landing, Limits
+from airflow_provider_uniapi_fal.ledger.record import ends_the_job
+from airflow_provider_uniapi_fal.ledger.rows import Entry, RowState, Step, Try, spooled
+from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
+from airflow_provider_uniapi_fal.triggers.batch import (
+    Watching,
+    WatchSettings,
+    in_words_of_a_batch,
+)
+from airflow_provider_uniapi_fal.triggers.hub import waits
+
+if TYPE_CHECKING:
+    from airflow.sdk import ObjectStoragePath
+
+    from airflow_provider_uniapi_fal.batch.planning import Plan
+    from airflow_provider_uniapi_fal.batch.requests import Row
+    from airflow_provider_uniapi_fal.hooks.fal import FalHook
+    from airflow_provider_uniapi_fal.landing.names import Names
+    from airflow_provider_uniapi_fal.ledger.journal import Journal
+    from airflow_provider_uniapi_fal.protocol.dialects.base import Submitted
+    from airflow_provider_uniapi_fal.protocol.job import JobResult
+
+#: Rows of one wave: what a crash can leave unknown at most.
+WAVE = 50
+
+#: Results that are landed and written down together.
+LAND_TOGETHER = 50
+
+#: Results too long for the journal that are in memory at once.
+LONG_RESULTS = 2
+
+#: Seconds that the posts under way are given when the work is broken off.
+LAST_WAVE_SECONDS = 30.0
+
+#: Seconds between two lines about how far the batch is.
+SAY_EVERY = 30.0
+
+#: What keeps every other submit from being accepted as well, so that no more are sent in this try.
+_STOPS = {FailureKind.AUTH, FailureKind.BALANCE, FailureKind.RATE_LIMITED, FailureKind.PROTOCOL}
+
+
+@dataclass(frozen=True)
+class SessionSettings:
+    """
+    How a batch is worked on.
+
+    :param max_in_flight: submits under way at once
+    :param rate_limit: submits a second; None for no limit
+    :param max_unfinished: jobs that are submitted and have not ended, at most; None for no limit
+    :param fail_fast: submit nothing more once a row has failed
+    :param limits: what is landed at most
+    :param parallel: media files under way at once
+    """
+
+    max_in_flight: int = 10
+    rate_limit: float | None = None
+    max_unfinished: int | None = None
+    fail_fast: bool = False
+    limits: Limits = field(default_factory=Limits)
+    parallel: int = 8
+
+
+class Session:
+    """
+    Works on a batch until all of it has ended, or until there is nothing left to do but wait.
+
+    :param rows: all rows, by key
+    :param plan: what is to be done about them
+    :param journal: opened for posting
+    :param names_of: how the files of a row are called
+    :param say: takes each line for the log
+    """
+
+    def __init__(
+        self,
+        *,
+        rows: Mapping[str, Row],
+        plan: Plan,
+        journal: Journal,
+        hook: FalHook,
+        this_try: Try,
+        watch: WatchSettings,
+        settings: SessionSettings,
+        destination: ObjectStoragePath,
+        names_of: Callable[[Row, JobResult | None], Names],
+        say: Callable[[str], None],
+    ) -> None:
+        self._rows = rows
+        self._plan = plan
+        self._journal = journal
+        self._hook = hook
+        self._try = this_try
+        self._watch = watch
+        self._settings = settings
+        self._destination = destination
+        self._names_of = names_of
+        self._say = say
+        self._to_post = deque(plan.post)
+        self._to_land = deque(plan.land)
+        self._pace = Pace(settings.rate_limit, time.monotonic)
+        self._gate = asyncio.Semaphore(settings.max_in_flight)
+        self._long_results = asyncio.Semaphore(LONG_RESULTS)
+        self._room = asyncio.Event()
+        self._blocked = False
+        self._interrupted = False
+        self._said_at = time.monotonic()
+        self.tally = Tally(len(rows), journal.rows.values(), now=time.monotonic())
+        self.stopped: Failure | None = None
+
+    def interrupt(self) -> None:
+        """Post nothing more, and end soon; may be called from a signal handler."""
+        self._interrupted = True
+
+    async def run(self, *, linger: float | None) -> int:
+        """
+        Work, and return how many jobs still run.
+
+        :param linger: seconds to go on watching when there is nothing left to do but wait; None until all have
+            ended
+        :raises FalProtocolError: if another try has taken the batch over, or this one was interrupted
+        """
+        await self._write(
+            [Entry.about(state, Step.SUBMITTED, self._try, now=time.time()) for state in self._plan.taken_up]
+        )
+        async with AsyncExitStack() as stack:
+            hub = await stack.enter_async_context(waits(say=lambda line: None))
+            self._watching = Watching(hub, self._watch, self._try)
+            stack.push_async_callback(self._watching.close)
+            account = await self._hook.aaccount()
+            # Held for as long as the session lasts, so that not each submit opens a pool of its own.
+            await stack.enter_async_context(self._hook.pool())
+            self._lander = await stack.enter_async_context(
+                Lander(account, limits=self._settings.limits, parallel=self._settings.parallel)
+            )
+            self._lander.remember(file for state in self._journal.rows.values() for file in files_of(state))
+            for state in self._plan.watch:
+                self._watching.add(state)
+            self._stop_after_failures(state.step for state in self._journal.rows.values())
+            await self._conduct(linger)
+            return self._watching.running
+
+    async def _conduct(self, linger: float | None) -> None:
+        posting = asyncio.ensure_future(self._post_all())
+        others: dict[str, asyncio.Future[None]] = {}
+        quiet_since = time.monotonic()
+        try:
+            while True:
+                if self._interrupted:
+                    self._room.set()
+                    await posting
+                    raise error_of(_interrupted())
+                if "land" not in others and self._to_land:
+                    keys = [self._to_land.popleft() for _ in range(min(LAND_TOGETHER, len(self._to_land)))]
+                    others["land"] = asyncio.ensure_future(self._land(keys))
+                if "take" not in others and self._watching.running:
+                    others["take"] = asyncio.ensure_future(self._take())
+                if posting.done():
+                    posting.result()
+                busy = not (posting.done() or self._blocked) or "land" in others
+                if busy:
+                    quiet_since = time.monotonic()
+                elif not others or (linger is not None and time.monotonic() - quiet_since >= linger):
+                    break
+                under_way = [*others.values(), *([] if posting.done() else [posting])]
+                done, _ = await asyncio.wait(under_way, timeout=0.5, return_when=asyncio.FIRST_COMPLETED)
+                for name, future in list(others.items()):
+                    if future in done:
+                        del others[name]
+                        future.result()
+                self._say_how_far()
+            if "take" in others:
+                await others.pop("take")
+        finally:
+            if not posting.done():
+                # A post that is cut off is one whose outcome nobody knows: those under way may come to their end.
+                self._interrupted = True
+                self._room.set()
+                await asyncio.wait({posting}, timeout=LAST_WAVE_SECONDS)
+            for future in (posting, *others.values()):
+                future.cancel()
+            await asyncio.gather(posting, *others.values(), return_exceptions=True)
+
+    # Submitting
+
+    async def _post_all(self) -> None:
+        while self._to_post and self.stopped is None and not self._interrupted:
+            room = WAVE
+            if self._settings.max_unfinished is not None:
+                room = min(room, self._settings.max_unfinished - self._watching.running)
+            if room <= 0:
+                self._blocked = True
+                self._room.clear()
+                await self._room.wait()
+                continue
+            await self._post_wave([self._to_post.popleft() for _ in range(min(room, len(self._to_post)))])
+
+    async def _post_wave(self, wave: Sequence[Row]) -> None:
+        """Write down what is going to be posted, post it, and write down what came of it."""
+        intents = [self._intent(row) for row in wave]
+        await self._write(intents)
+        try:
+            await asyncio.to_thread(self._journal.stop_if_superseded)
+        except FalError as error:
+            await self._write([self._outcome(intent, Step.NOT_TAKEN, error.failure) for intent in intents])
+            raise
+        outcomes: list[Entry] = []
+        posts = [
+            asyncio.ensure_future(self._post(row, intent, outcomes))
+            for row, intent in zip(wave, intents, strict=True)
+        ]
+        try:
+            await asyncio.gather(*posts)
+        except BaseException:
+            # Whatever breaks in, what is known of the wave is written down before anything else.
+            for post in posts:
+                post.cancel()
+            await asyncio.gather(*posts, return_exceptions=True)
+            self._journal.write(outcomes)
+            raise
+        await self._write(outcomes)
+        accepted = [entry for entry in outcomes if entry.step in (Step.SUBMITTED, Step.SUCCEEDED)]
+        unknown = [entry for entry in outcomes if entry.step is Step.INTENT]
+        for entry in accepted:
+            if entry.step is Step.SUBMITTED:
+                self._watching.add(self._journal.rows[entry.key])
+        if len(unknown) > len(accepted):
+            self.stopped = _too_many_unknown(len(unknown), len(wave))
+        self._stop_after_failures(entry.step for entry in outcomes)
+        if self.stopped is not None and self._to_post:
+            self._say(f"{len(self._to_post)} rows are not submitted in this try: {self.stopped.what}")
+
+    async def _post(self, row: Row, intent: Entry, outcomes: list[Entry]) -> None:
+        sent = False
+
+        def sending() -> None:
+            nonlocal sent
+            sent = True
+
+        try:
+            async with self._gate:
+                if self.stopped is not None or self._interrupted:
+                    failure = self.stopped or _interrupted()
+                    outcomes.append(self._outcome(intent, Step.NOT_TAKEN, failure))
+                    return
+                # Files are read when their row's turn has come, so that only a few are in memory at once.
+                arguments = await asyncio.to_thread(with_data_uris, row.arguments)
+                request = self._hook.prepare(row.model, arguments, dialect=row.dialect)
+                accepted = await self._hook.apost(
+                    row.model, request, dialect=row.dialect, paced=partial(self._pace.of, sending=sending)
+                )
+        except FalError as error:
+            outcomes.append(self._refused(intent, error))
+        except BaseException:
+            if not sent:
+                outcomes.append(self._outcome(intent, Step.NOT_TAKEN, _interrupted()))
+            raise
+        else:
+            outcomes.append(await self._accepted(intent, accepted))
+
+    def _refused(self, intent: Entry, error: FalError) -> Entry:
+        failure = error.failure
+        if failure.kind is FailureKind.SUBMIT_OUTCOME_UNKNOWN:
+            return self._outcome(intent, Step.INTENT, failure)
+        if failure.kind in _STOPS and not failure.may_run and failure.billed == "no":
+            self.stopped = self.stopped or failure
+            return self._outcome(intent, Step.NOT_TAKEN, failure)
+        return self._outcome(intent, Step.ENDED, in_words_of_a_batch(failure))
+
+    async def _accepted(self, intent: Entry, accepted: Submitted | Finished) -> Entry:
+        if not isinstance(accepted, Finished):
+            return replace(intent, step=Step.SUBMITTED, handle=accepted.handle, written_at=time.time())
+        # There is no id to fetch it by again: it is written down before anything else is done with it.
+        result = accepted.result
+        entry = replace(
+            intent,
+            step=Step.SUCCEEDED,
+            handle=result.handle,
+            result=spooled(result),
+            written_at=time.time(),
+        )
+        await self._write([entry])
+        self._to_land.append(entry.key)
+        return replace(entry, result=None)
+
+    def _intent(self, row: Row) -> Entry:
+        state = self._journal.rows.get(row.key)
+        return Entry(
+            key=row.key,
+            post=1 if state is None else state.entry.post + 1,
+            step=Step.INTENT,
+            fingerprint=row.fingerprint,
+            try_number=self._try.number,
+            max_tries=self._try.max_tries,
+            written_at=time.time(),
+        )
+
+    def _outcome(self, intent: Entry, step: Step, failure: Failure) -> Entry:
+        return replace(intent, step=step, failure=failure, written_at=time.time())
+
+    def _stop_after_failures(self, steps: Any) -> None:
+        failed = (Step.ENDED, Step.OUT_OF_SIGHT, Step.UNLANDED, Step.INTENT)
+        if self._settings.fail_fast and self.stopped is None and any(step in failed for step in steps):
+            self.stopped = _failed_fast()
+
+    # Watching
+
+    async def _take(self) -> None:
+        entries = await self._watching.take(1.0)
+        if not entries:
+            return
+        await self._write(entries)
+        self._to_land.extend(entry.key for entry in entries if entry.step is Step.SUCCEEDED)
+        self._stop_after_failures(entry.step for entry in entries)
+        self._blocked = False
+        self._room.set()
+
+    # Landing
+
+    async def _land(self, keys: Sequence[str]) -> None:
+        results = await asyncio.to_thread(lambda: dict(self._journal.results(keys)))
+        entries = await asyncio.gather(*(self._land_row(key, results.get(key)) for key in keys))
+        await self._write(entries)
+        self._stop_after_failures(entry.step for entry in entries)
+
+    async def _land_row(self, key: str, result: JobResult | None) -> Entry:
+        if result is not None:
+            return await self._landed(key, result)
+        async with self._long_results:
+            state = self._journal.rows[key]
+            if state.handle is None:
+                raise ValueError(f"row {key!r} has neither a result nor a job")
+            try:
+                result = await self._hook.aresult(state.handle)
+            except FalError as error:
+                return self._not_landed(state, error.failure.about(state.handle.request_id), {})
+            return await self._landed(key, result)
+
+    async def _landed(self, key: str, result: JobResult) -> Entry:
+        state, row = self._journal.rows[key], self._rows[key]
+        landing: Landing = await self._lander.attempt(
+            result, self._destination, self._names_of(row, result), already=files_of(state)
+        )
+        landed = {
+            "files": [file.to_json() for file in landing.files],
+            "seed": result.seed,
+            "billable_units": result.billable_units,
+            "seconds_queued": result.seconds_queued,
+            "seconds_running": result.seconds_running,
+            "flagged": result.flagged,
+        }
+        if landing.error is not None:
+            return self._not_landed(state, landing.error.failure.about(result.handle.request_id), landed)
+        return Entry.about(state, Step.DELIVERED, self._try, now=time.time(), landed=landed)
+
+    def _not_landed(self, state: RowState, failure: Failure, landed: Mapping[str, Any]) -> Entry:
+        gone = failure.kind is FailureKind.RESULT_EXPIRED
+        over = gone or (ends_the_job(failure) and not failure.may_run)
+        failure = in_words_of_a_batch(replace(failure, may_run=False)) if over else failure
+        step = Step.ENDED if over else Step.UNLANDED
+        return Entry.about(state, step, self._try, now=time.time(), failure=failure, landed=dict(landed))
+
+    async def _write(self, entries: Sequence[Entry]) -> None:
+        await asyncio.to_thread(self._journal.write, entries)
+        self.tally.take(entries)
+
+    def _say_how_far(self) -> None:
+        if time.monotonic() - self._said_at >= SAY_EVERY:
+            self._said_at = time.monotonic()
+            self._say(self.tally.line(time.monotonic()))
+
+
+def files_of(state: RowState) -> list[LandedFile]:
+    """Return what was landed of a row."""
+    landed = state.entry.landed or {}
+    return [LandedFile.from_json(file) for file in landed.get("files") or ()]
+
+
+def _interrupted() -> Failure:
+    return Failure(
+        FailureKind.PROTOCOL,
+        what="The batch was interrupted from outside; nothing more is submitted.",
+        retry_does="goes on with the jobs that run, and submits what never was.",
+        billed="maybe",
+        may_run=True,
+    )
+
+
+def _failed_fast() -> Failure:
+    return Failure(
+        FailureKind.JOB_FAILED,
+        what="A row has failed, and fail_fast=True: no more are submitted; those that run are landed.",
+        retry_does="submits the rest only if that row succeeds then.",
+    )
+
+
+def _too_many_unknown(unknown: int, wave: int) -> Failure:
+    return Failure(
+        FailureKind.PROTOCOL,
+        what=f"Of {wave} submits, {unknown} had no reply: no more are sent while the gateway answers so badly.",
+        retry_does="submits those that were never sent.",
+        billed="maybe",
+        may_run=True,
+    )

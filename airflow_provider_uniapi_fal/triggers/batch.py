@@ -1,0 +1,412 @@
+"""The trigger that watches all jobs of a batch in the triggerer, and the watching that it shares with the worker."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import ObjectStoragePath
+from airflow.triggers.base import BaseTrigger, TriggerEvent
+
+from airflow_provider_uniapi_fal.exceptions import FalError, error_of
+from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
+from airflow_provider_uniapi_fal.ledger.journal import Journal
+from airflow_provider_uniapi_fal.ledger.record import ends_the_job
+from airflow_provider_uniapi_fal.ledger.rows import Entry, RowState, Step, Try, spooled
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
+from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobResult
+from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, RoundEnd, Watch
+from airflow_provider_uniapi_fal.triggers.hub import waits
+
+if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.protocol.job import JobHandle
+    from airflow_provider_uniapi_fal.triggers.hub import Waits
+
+#: Ended jobs are written down together: so many seconds after the first of them, or when there are so many.
+GATHER_SECONDS = 1.0
+GATHER_MOST = 100
+
+#: Requests to cancel under way at once.
+CANCELLERS = 16
+
+#: Seconds between two lines about how the wait goes.
+SAY_EVERY = 60.0
+
+
+@dataclass(frozen=True)
+class WatchSettings:
+    """
+    How each job of a batch is watched.
+
+    :param began: seconds since the epoch at which this try began: its clocks count from there, or from the
+        submit if that is later
+    :param timeout: seconds until the wait for a job fails
+    :param queue_timeout: seconds in which a job must have been seen running, or None
+    :param cancel_on_timeout: ask the gateway to cancel a job whose time is over
+    :param poke_interval: seconds between looks, or None for adaptive
+    """
+
+    began: float
+    timeout: float = 86400.0
+    queue_timeout: float | None = None
+    cancel_on_timeout: bool = True
+    poke_interval: float | None = None
+
+    def watch(self, handle: JobHandle) -> Watch:
+        """Return the wait for one job. The model's log lines are left out: there are too many jobs."""
+        since = max(self.began, handle.submitted_at)
+        return Watch(
+            handle,
+            deadline=since + self.timeout,
+            queue_deadline=None if self.queue_timeout is None else since + self.queue_timeout,
+            cancel_on_timeout=self.cancel_on_timeout,
+            poke_interval=self.poke_interval,
+            logs=False,
+        )
+
+
+@dataclass(frozen=True)
+class LandSettings:
+    """
+    When a worker is called to land what has ended.
+
+    :param every: results that are ready
+    :param after: seconds since the first of them was ready
+    """
+
+    every: int = 100
+    after: float = 60.0
+
+    def due(self, *, ready: int, since: float, running: int, urgent: bool) -> float:
+        """
+        Return the moment to call a worker, in seconds since the epoch; infinite if there is no reason yet.
+
+        :param ready: results that are ready
+        :param since: when the first of them was
+        :param running: jobs that are still watched
+        :param urgent: a result is ready that only a worker can fetch: the gateway keeps it for minutes only
+        """
+        if running == 0 or ready >= self.every or urgent:
+            return 0.0
+        return since + self.after if ready else math.inf
+
+
+class Watching:
+    """
+    The jobs of a batch that are watched in this process; their ends are taken in groups.
+
+    :param hub: where they wait
+    """
+
+    def __init__(self, hub: Waits, settings: WatchSettings, this_try: Try) -> None:
+        self._hub = hub
+        self._settings = settings
+        self._try = this_try
+        self._rows: dict[str, RowState] = {}
+        self._next: asyncio.Future[tuple[Watch, RoundEnd]] | None = None
+
+    @property
+    def running(self) -> int:
+        """How many have not ended."""
+        return len(self._rows)
+
+    def add(self, state: RowState) -> None:
+        """Watch the job of a row."""
+        if state.handle is None:
+            raise ValueError(f"row {state.entry.key!r} has no job to watch")
+        self._rows[state.handle.request_id] = state
+        self._hub.add(self._settings.watch(state.handle))
+
+    async def take(self, seconds: float) -> list[Entry]:
+        """
+        Wait for jobs to end; return what is to be written down about them.
+
+        :param seconds: how long at most; once one has ended, others are waited for only shortly
+        """
+        entries: list[Entry] = []
+        until = time.monotonic() + seconds
+        while self._rows and len(entries) < GATHER_MOST:
+            if self._next is None:
+                self._next = asyncio.ensure_future(self._hub.next_end())
+            await asyncio.wait({self._next}, timeout=max(until - time.monotonic(), 0.0))
+            if not self._next.done():
+                break
+            watch, end = self._next.result()
+            self._next = None
+            state = self._rows.pop(watch.handle.request_id)
+            entries.append(ended(state, watch, end, self._try, now=time.time()))
+            if len(entries) == 1:
+                until = min(until, time.monotonic() + GATHER_SECONDS)
+        return entries
+
+    async def close(self) -> None:
+        """Give up the end that is being waited for."""
+        if self._next is not None:
+            self._next.cancel()
+            await asyncio.gather(self._next, return_exceptions=True)
+
+
+def ended(state: RowState, watch: Watch, end: RoundEnd, this_try: Try, *, now: float) -> Entry:
+    """Return what is to be written down about a wait that ended."""
+    if isinstance(end, JobResult):
+        return Entry.about(state, Step.SUCCEEDED, this_try, now=now, handle=end.handle, result=spooled(end))
+    if isinstance(end, FetchElsewhere):
+        return Entry.about(state, Step.SUCCEEDED, this_try, now=now, handle=end.handle)
+    if not isinstance(end, Failure):
+        raise TypeError(f"the wait has not ended: {end}")
+    failure = end.about(watch.handle.request_id)
+    if ends_the_job(failure) and not failure.may_run:
+        return Entry.about(state, Step.ENDED, this_try, now=now, failure=in_words_of_a_batch(failure))
+    failure = replace(failure, may_run=True, retry_does="looks at the same job again, if it is still there.")
+    return Entry.about(state, Step.OUT_OF_SIGHT, this_try, now=now, failure=failure)
+
+
+def in_words_of_a_batch(failure: Failure) -> Failure:
+    """Return the failure of a job that has ended, with what a retry of the batch does about it."""
+    again = (
+        "submits it again." if failure.transient else "submits nothing for it; once cleared, the task does."
+    )
+    return replace(failure, retry_does=again)
+
+
+def still_running(journal: Journal) -> list[RowState]:
+    """Return the rows whose jobs are to be watched."""
+    return [state for state in journal.rows.values() if state.step is Step.SUBMITTED]
+
+
+def waiting_to_land(journal: Journal, this_try: Try) -> list[RowState]:
+    """Return the rows whose results are there, but for those of which this try has failed to land one."""
+    return [
+        state
+        for state in journal.rows.values()
+        if state.step is Step.SUCCEEDED
+        or (state.step is Step.UNLANDED and state.entry.try_number != this_try.number)
+    ]
+
+
+def cancel_all(states: Iterable[RowState], say: Callable[[str], None], *, until: float = math.inf) -> None:
+    """
+    Ask the gateway to cancel the jobs of many rows. Blocks.
+
+    :param until: monotonic time after which no further job is cancelled; those are named
+    """
+    handles = [state.handle for state in states if state.handle is not None]
+    hooks = {conn_id: FalHook(conn_id) for conn_id in {handle.fal_conn_id for handle in handles}}
+    for hook in hooks.values():
+        # Read the connection once, here, and not in each thread.
+        _ = hook.account
+
+    def cancel(handle: JobHandle) -> str:
+        if time.monotonic() > until:
+            return "not asked in time"
+        try:
+            return hooks[handle.fal_conn_id].cancel(handle).value
+        except FalError as error:
+            return f"not asked ({error.failure.kind.value})"
+
+    with ThreadPoolExecutor(CANCELLERS) as pool:
+        answers = list(pool.map(cancel, handles))
+    for answer in sorted(set(answers)):
+        say(f"Asked to cancel {answers.count(answer)} of {len(handles)} jobs, the gateway says: {answer}.")
+    for handle, answer in zip(handles, answers, strict=True):
+        if answer.startswith("not asked"):
+            say(f"Request {handle.request_id} may still be running: {answer}.")
+
+
+class FalBatchTrigger(BaseTrigger):
+    """
+    Watch all jobs of a batch that still run, and call a worker when there is something to land.
+
+    It submits nothing and downloads no media. The result of each job is fetched at once, because the queue may
+    keep it for six minutes only, and written into the batch's journal. It fires exactly one event:
+    ``{"schema_version", "journal", "began", "ready", "running"}``, or ``failure`` in place of the last two. Its
+    arguments lie in plain text in Airflow's metadata database: they name the journal, and hold no key, no prompt,
+    no input and no list of jobs.
+
+    :param journal: path of the journal's folder
+    :param watch: see :class:`WatchSettings`
+    :param land_every: results that call a worker, default 100
+    :param land_after: seconds since the first result after which a worker is called, default 60
+    :param try_number: Airflow's number of the try, for the journal
+    :param max_tries: Airflow's number of the last allowed try, for the journal
+    :param cancel_on_kill: ask the gateway to cancel all jobs when the task is cleared or marked by a user
+    :param hold_until: seconds since the epoch before which no event is fired: Airflow 3.3 may fail a task that
+        resumes within a few seconds of deferring
+    """
+
+    def __init__(
+        self,
+        *,
+        journal: str,
+        watch: Mapping[str, Any],
+        land_every: int = 100,
+        land_after: float = 60.0,
+        try_number: int = 1,
+        max_tries: int = 0,
+        cancel_on_kill: bool = False,
+        hold_until: float = 0.0,
+    ) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.journal = journal
+        self.watch = dict(watch)
+        self.land_every = land_every
+        self.land_after = land_after
+        self.try_number = try_number
+        self.max_tries = max_tries
+        self.cancel_on_kill = cancel_on_kill
+        self.hold_until = hold_until
+        self._fired = False
+
+    @classmethod
+    def of(
+        cls,
+        journal: Journal,
+        watch: WatchSettings,
+        land: LandSettings,
+        this_try: Try,
+        *,
+        cancel_on_kill: bool,
+        hold_until: float,
+    ) -> FalBatchTrigger:
+        """Return the trigger that goes on with the waits that a worker began."""
+        return cls(
+            journal=str(journal.folder),
+            watch=asdict(watch),
+            land_every=land.every,
+            land_after=land.after,
+            try_number=this_try.number,
+            max_tries=this_try.max_tries,
+            cancel_on_kill=cancel_on_kill,
+            hold_until=hold_until,
+        )
+
+    def serialize(self) -> tuple[str, dict[str, Any]]:
+        """Return the class path and the arguments, for Airflow's database."""
+        return (
+            f"{type(self).__module__}.{type(self).__qualname__}",
+            {
+                "journal": self.journal,
+                "watch": self.watch,
+                "land_every": self.land_every,
+                "land_after": self.land_after,
+                "try_number": self.try_number,
+                "max_tries": self.max_tries,
+                "cancel_on_kill": self.cancel_on_kill,
+                "hold_until": self.hold_until,
+            },
+        )
+
+    async def run(self) -> AsyncIterator[TriggerEvent]:
+        """Watch the jobs and fire the event."""
+        event: dict[str, Any] = {
+            "schema_version": SCHEMA_VERSION,
+            "journal": self.journal,
+            "began": self.watch.get("began"),
+        }
+        try:
+            ready, running = await self._watched()
+        except FalError as error:
+            event["failure"] = error.failure.to_json()
+        else:
+            event.update(ready=ready, running=running)
+        await asyncio.sleep(max(self.hold_until - time.time(), 0.0))
+        self._fired = True
+        yield TriggerEvent(event)
+
+    async def on_kill(self) -> None:
+        """
+        Cancel all jobs if a user cleared or marked the task, and only then; see ``FalQueueTrigger.on_kill``.
+
+        A thread does it: it outlives the second cancellation that Airflow sends after about a second.
+        """
+        if self.cancel_on_kill and not self._fired:
+            await asyncio.to_thread(self._cancel_unless_deferred)
+
+    def _cancel_unless_deferred(self) -> None:
+        states = states_of(self.task_instance)
+        if not killed_by_user(states):
+            self._say(f"The batch's jobs are not cancelled: the task's states are {states}.")
+            return
+        cancel_all(still_running(Journal.reading(ObjectStoragePath(self.journal))), self._say)
+
+    async def _watched(self) -> tuple[int, int]:
+        """Watch until a worker is wanted; return how many results are ready, and how many jobs still run."""
+        settings, this_try = WatchSettings(**self.watch), Try(self.try_number, self.max_tries)
+        land = LandSettings(self.land_every, self.land_after)
+        journal = await asyncio.to_thread(lambda: Journal.reading(ObjectStoragePath(self.journal)))
+        since, said_at = time.time(), time.monotonic()
+        async with waits(say=_unsaid) as hub:
+            watching = Watching(hub, settings, this_try)
+            for state in still_running(journal):
+                watching.add(state)
+            try:
+                while True:
+                    ready = waiting_to_land(journal, this_try)
+                    # Those that are ready while nobody may be called yet land together with the others.
+                    due = max(
+                        self.hold_until,
+                        land.due(
+                            ready=len(ready),
+                            since=since,
+                            running=watching.running,
+                            urgent=any(state.spool is None for state in ready),
+                        ),
+                    )
+                    if due <= time.time():
+                        return len(ready), watching.running
+                    if not watching.running:
+                        await asyncio.sleep(due - time.time())
+                        continue
+                    if time.monotonic() - said_at > SAY_EVERY:
+                        said_at = time.monotonic()
+                        self._say(f"{watching.running} jobs are running, {len(ready)} results wait to land.")
+                    entries = await watching.take(min(due - time.time(), SAY_EVERY))
+                    if entries and not ready:
+                        since = time.time()
+                    await asyncio.to_thread(journal.write, entries)
+            finally:
+                await watching.close()
+
+    def _say(self, line: str) -> None:
+        self.log.info("%s", line)
+
+
+def _unsaid(line: str) -> None:
+    """Take the news of a single job: a batch tells of all together."""
+
+
+def began_of(event: object) -> float:
+    """
+    Return when the try began, which the event brings back to the worker.
+
+    :raises FalError: what went wrong in the trigger
+    :raises FalProtocolError: if the event is none of this trigger's
+    """
+    if isinstance(event, Mapping) and event.get("failure"):
+        try:
+            failure = Failure.from_json(event["failure"])
+        except (KeyError, TypeError, ValueError):
+            pass
+        else:
+            raise error_of(failure)
+    if isinstance(event, Mapping) and "journal" in event and isinstance(event.get("began"), (int, float)):
+        return float(event["began"])
+    shape = (
+        f"a mapping with {sorted(map(str, event))}" if isinstance(event, Mapping) else type(event).__name__
+    )
+    raise error_of(
+        Failure(
+            FailureKind.PROTOCOL,
+            what=f"The trigger's event cannot be understood: it is {shape}.",
+            retry_does="of the batch goes on with the jobs that run; nothing is submitted twice.",
+            advice="Scheduler, triggerer and workers must run the same version of this provider.",
+            billed="maybe",
+            may_run=True,
+        )
+    )

@@ -1,0 +1,322 @@
+"""
+The waits of a triggerer: however many there are, they share what they need.
+
+All waits of one connection on one event loop stand in one line. The line has one pooled session, a bound on the
+looks under way, and one pace: when the gateway answers 429, all slow down. A wait that is not being looked at is a
+timer, not a task: ten thousand cost little.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import math
+import random
+import time
+import weakref
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import copy_context
+from typing import TYPE_CHECKING, TypeVar
+
+from airflow_provider_uniapi_fal.exceptions import FalError
+from airflow_provider_uniapi_fal.hooks.fal import FalHook, seconds_to_first_look, watching_round
+from airflow_provider_uniapi_fal.protocol import retrying
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
+from airflow_provider_uniapi_fal.protocol.messages import Done, HttpReply, advance
+from airflow_provider_uniapi_fal.protocol.pacing import Pace
+from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, WaitMore, Watch, next_deadline
+
+if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.protocol.messages import Flow
+    from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
+    from airflow_provider_uniapi_fal.transport.nonblocking import NonblockingTransport
+
+T = TypeVar("T")
+
+log = logging.getLogger(__name__)
+
+#: A longer reply is not read on the event loop that all triggers share.
+MAX_BODY_BYTES = 1024 * 1024
+
+#: Looks under way at once on one connection. The others wait for their turn.
+MAX_LOOKS_AT_ONCE = 100
+
+#: A wait that comes reads the connection again if the last reading is older, so that corrections take effect.
+CONNECTION_SECONDS = 60.0
+
+#: After a key was refused and the connection had no other one, it is not read again for so long.
+REFUSED_SECONDS = 2.0
+
+
+@asynccontextmanager
+async def waits(*, say: Callable[[str], None]) -> AsyncIterator[Waits]:
+    """
+    Open a place for waits; leaving it drops what still waits, and leaves nothing behind.
+
+    :param say: takes each line of news, in the context (so, into the log) of the caller
+    """
+    opened = Waits(say)
+    try:
+        yield opened
+    finally:
+        await asyncio.shield(opened.close())
+
+
+class Waits:
+    """Some waits of one trigger; see :func:`waits`."""
+
+    def __init__(self, say: Callable[[str], None]) -> None:
+        self._say = say
+        # Airflow tells by the context in whose log a line belongs.
+        self.context = copy_context()
+        self._waiting: set[_Wait] = set()
+        self._lines: set[_Line] = set()
+        self._ends: asyncio.Queue[tuple[Watch, RoundEnd]] = asyncio.Queue()
+
+    @property
+    def open(self) -> int:
+        """How many waits :meth:`next_end` has still to return."""
+        return len(self._waiting) + self._ends.qsize()
+
+    def add(self, watch: Watch) -> None:
+        """Begin a wait over the connection that the watch's handle names."""
+        line = _line_of(watch.handle.fal_conn_id)
+        line.owners.add(self)
+        self._lines.add(line)
+        wait = _Wait(watch, self, line)
+        self._waiting.add(wait)
+        line.admit(wait)
+
+    async def next_end(self) -> tuple[Watch, RoundEnd]:
+        """
+        Return the next wait that has ended and how: the result, a result to fetch elsewhere, or the failure.
+
+        :raises LookupError: if none is open
+        """
+        if not self.open:
+            raise LookupError("no wait is open")
+        return await self._ends.get()
+
+    def tell(self, watch: Watch) -> None:
+        """Bring the news of a watch into the owner's log."""
+        for line in watch.take_news():
+            self.context.run(self._say, line)
+
+    def ended(self, wait: _Wait, end: RoundEnd) -> None:
+        """Take a wait that has ended."""
+        self._waiting.discard(wait)
+        self._ends.put_nowait((wait.watch, end))
+
+    async def close(self) -> None:
+        """Drop what still waits."""
+        dropped, self._waiting = self._waiting, set()
+        looks = [look for look in (wait.line.dismiss(wait) for wait in dropped) if look is not None]
+        await asyncio.gather(*looks, return_exceptions=True)
+        for line in self._lines:
+            await line.leave(self)
+
+
+class _Wait:
+    """One wait in its line: a timer until its look is due, a task while it is looked at."""
+
+    __slots__ = ("line", "look", "met", "owner", "timer", "watch")
+
+    def __init__(self, watch: Watch, owner: Waits, line: _Line) -> None:
+        self.watch = watch
+        self.owner = owner
+        self.line = line
+        self.timer: asyncio.TimerHandle | None = None
+        self.look: asyncio.Task[RoundEnd] | None = None
+        self.met = False  # whether its first look has been made
+
+    def stop_timer(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+
+class _Line:
+    """All waits of one connection on one event loop."""
+
+    def __init__(self, fal_conn_id: str) -> None:
+        self._fal_conn_id = fal_conn_id
+        self._loop = asyncio.get_running_loop()
+        self.owners: set[Waits] = set()
+        self._due: deque[_Wait] = deque()
+        self._looks = 0
+        self._gate: asyncio.TimerHandle | None = None
+        self._pace = Pace()
+        self._hook = FalHook(fal_conn_id)
+        self._reading = asyncio.Lock()
+        self._read_at = -math.inf
+        self._refused_at = -math.inf
+        self._open: tuple[GatewayAccount, NonblockingTransport] | None = None
+        self._lent = AsyncExitStack()
+
+    def admit(self, wait: _Wait) -> None:
+        """Take in a wait that comes."""
+        self._look_after(wait, seconds_to_first_look(wait.watch))
+
+    def dismiss(self, wait: _Wait) -> asyncio.Task[RoundEnd] | None:
+        """Drop a wait; return its look, cancelled, if one is under way."""
+        wait.stop_timer()
+        if wait.look is not None:
+            wait.look.cancel()
+            return wait.look
+        if wait in self._due:
+            self._due.remove(wait)
+        return None
+
+    async def leave(self, owner: Waits) -> None:
+        """Let an owner go; with the last one the line ends."""
+        self.owners.discard(owner)
+        lines = _lines.get(self._loop, {})
+        if self.owners or lines.get(self._fal_conn_id) is not self:
+            return
+        del lines[self._fal_conn_id]
+        if self._gate is not None:
+            self._gate.cancel()
+        await self._lent.aclose()
+
+    def _look_after(self, wait: _Wait, seconds: float) -> None:
+        wait.timer = self._loop.call_later(seconds, self._is_due, wait)
+
+    def _is_due(self, wait: _Wait) -> None:
+        wait.timer = None
+        self._due.append(wait)
+        self._serve()
+        # A pause, however long, does not hold up the end of its time.
+        deadline = next_deadline(wait.watch)
+        if deadline is not None and wait.look is None:
+            wait.timer = self._loop.call_later(max(deadline - time.time(), 0.0), self._is_over, wait)
+
+    def _is_over(self, wait: _Wait) -> None:
+        wait.timer = None
+        self._due.remove(wait)
+        self._begin(wait)
+
+    def _serve(self) -> None:
+        """Begin the looks that are due, as many as may be under way, and no faster than the pace allows."""
+        while self._due and self._looks < MAX_LOOKS_AT_ONCE:
+            now = self._loop.time()
+            start = self._pace.may_start_at(now)
+            if start > now:
+                if self._gate is not None:
+                    self._gate.cancel()
+                self._gate = self._loop.call_at(start, self._serve)
+                return
+            self._begin(self._due.popleft())
+
+    def _begin(self, wait: _Wait) -> None:
+        wait.stop_timer()
+        self._looks += 1
+        self._pace.started(self._loop.time())
+        look = wait.look = wait.owner.context.run(asyncio.ensure_future, self._look(wait))
+        # Not at the end of the coroutine: one that is cancelled at once never begins.
+        look.add_done_callback(lambda _: self._has_looked(wait, look))
+
+    def _has_looked(self, wait: _Wait, look: asyncio.Task[RoundEnd]) -> None:
+        wait.look = None
+        self._looks -= 1
+        if not look.cancelled():
+            end = look.result()
+            wait.owner.tell(wait.watch)
+            if isinstance(end, WaitMore):
+                self._look_after(wait, end.seconds)
+            else:
+                wait.owner.ended(wait, end)
+        self._serve()
+
+    async def _look(self, wait: _Wait) -> RoundEnd:
+        try:
+            return await self._round(wait)
+        except FalError as error:
+            return error.failure.while_waiting(wait.watch.handle.request_id)
+        except Exception as error:  # one wait's fault is not to end the others of its trigger
+            log.exception("A wait was broken off.")
+            return _broken_off(error)
+
+    async def _round(self, wait: _Wait) -> RoundEnd:
+        account, transport = await self._access(arriving=not wait.met)
+        wait.met = True
+        while True:
+            end = await transport.run(self._noting(watching_round(wait.watch)))
+            if not isinstance(end, Failure) or end.kind is not FailureKind.AUTH:
+                return end
+            # The key in the connection may have been changed while the job ran.
+            if not await self._has_changed(account):
+                return end
+            account, transport = await self._access()
+            wait.watch.news.append("The connection's key was changed; looking again with the new one.")
+
+    def _noting(self, flow: Flow[T]) -> Flow[T]:
+        """Pass a conversation on, and take note of how the gateway bears it."""
+        answer = None
+        while True:
+            effect = advance(flow, answer)
+            if isinstance(effect, Done):
+                return effect.value
+            started_at = self._loop.time()
+            answer = yield effect
+            if isinstance(answer, HttpReply):
+                if answer.status == 429:
+                    self._pace.refused(
+                        self._loop.time(),
+                        started_at=started_at,
+                        retry_after=retrying.retry_after(answer, time.time()),
+                        jitter=random.random(),
+                    )
+                else:
+                    self._pace.answered()
+
+    async def _access(self, *, arriving: bool = False) -> tuple[GatewayAccount, NonblockingTransport]:
+        """Return the account and its transport; read the connection first if an arriving wait finds it old."""
+        async with self._reading:
+            old = arriving and self._loop.time() - self._read_at > CONNECTION_SECONDS
+            return self._open if self._open and not old else await self._read()
+
+    async def _has_changed(self, refused: GatewayAccount) -> bool:
+        """Whether there is another account by now than the one whose key was refused."""
+        async with self._reading:
+            now = self._loop.time()
+            if self._open and self._open[0] != refused:
+                return True
+            if now - self._refused_at < REFUSED_SECONDS:
+                return False
+            account, _ = await self._read()
+            self._refused_at = now if account == refused else -math.inf
+            return account != refused
+
+    async def _read(self) -> tuple[GatewayAccount, NonblockingTransport]:
+        account = await self._hook.aaccount(again=True)
+        self._read_at = self._loop.time()
+        if self._open is None or account != self._open[0]:
+            before, self._lent = self._lent, AsyncExitStack()
+            transport = await self._lent.enter_async_context(self._hook.pool(MAX_BODY_BYTES))
+            self._open = (account, transport)
+            # What is under way over the old session ends there.
+            await before.aclose()
+        return self._open
+
+
+_lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Line]] = weakref.WeakKeyDictionary()
+
+
+def _line_of(fal_conn_id: str) -> _Line:
+    lines = _lines.setdefault(asyncio.get_running_loop(), {})
+    if fal_conn_id not in lines:
+        lines[fal_conn_id] = _Line(fal_conn_id)
+    return lines[fal_conn_id]
+
+
+def _broken_off(error: Exception) -> Failure:
+    return Failure(
+        FailureKind.PROTOCOL,
+        what=f"The wait was broken off by an unexpected error ({type(error).__name__}).",
+        retry_does="of a wait looks again.",
+        advice="The triggerer's log tells more.",
+        billed="maybe",
+        may_run=True,
+    )

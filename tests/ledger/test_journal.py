@@ -1,0 +1,231 @@
+"""The journal of a batch: what was written is read, what cannot be read is an error, and one writer posts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from airflow.sdk import ObjectStoragePath
+
+from airflow_provider_uniapi_fal.exceptions import FalInputError, FalProtocolError, FalSubmitOutcomeUnknown
+from airflow_provider_uniapi_fal.ledger import journal as journals
+from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner, journal_folder
+from airflow_provider_uniapi_fal.ledger.rows import Entry, Step, spooled
+from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
+from tests.fakes import handle
+
+OWNER = Owner("nights", "tonight", "batch")
+OTHER = replace(OWNER, run_id="tomorrow")
+
+
+@pytest.fixture
+def folder(place: str) -> ObjectStoragePath:
+    return journal_folder(ObjectStoragePath(place) / "night" / "manifest.jsonl")
+
+
+def entry(key: str, step: Step = Step.INTENT, **more: Any) -> Entry:
+    values: dict[str, Any] = {
+        "post": 1,
+        "fingerprint": "asked",
+        "try_number": 1,
+        "max_tries": 2,
+        "written_at": 1.0,
+    }
+    return Entry(key=key, step=step, **{**values, **more})
+
+
+def submitted(key: str, **more: Any) -> Entry:
+    return entry(key, Step.SUBMITTED, handle=handle(request_id=f"req-{key}", submitted_at=1.0), **more)
+
+
+def succeeded(key: str) -> Entry:
+    job = handle(request_id=f"req-{key}", submitted_at=1.0)
+    media = (MediaFile("images[0]", f"data:image/png;base64,{key}", width=4),)
+    result = JobResult(job, {"prompt": "not to be kept"}, media, seed=7, billable_units="1")
+    return entry(key, Step.SUCCEEDED, handle=job, result=spooled(result))
+
+
+def segments(folder: ObjectStoragePath) -> list[ObjectStoragePath]:
+    return sorted((folder / "segments").iterdir(), key=str)
+
+
+def test_a_journal_that_is_not_there_knows_of_nothing(folder: ObjectStoragePath) -> None:
+    assert Journal.reading(folder).rows == {}
+
+
+def test_what_was_written_is_read_by_the_next_one(folder: ObjectStoragePath) -> None:
+    first = Journal.opened(folder, OWNER)
+    first.write([entry("a"), entry("b\u2028\x85 ü")])
+    first.write([submitted("a")])
+    first.write([])
+    for next_one in (Journal.reading(folder), Journal.opened(folder, OWNER)):
+        assert next_one.rows == first.rows
+        assert {key: state.step for key, state in next_one.rows.items()} == {
+            "a": Step.SUBMITTED,
+            "b\u2028\x85 ü": Step.INTENT,
+        }
+        assert next_one.rows["a"].handle == handle(request_id="req-a", submitted_at=1.0)
+    assert len(segments(folder)) == 2
+
+
+def test_a_result_is_kept_with_its_data_uris_and_without_the_prompt(folder: ObjectStoragePath) -> None:
+    Journal.opened(folder, OWNER).write([succeeded("a"), succeeded("b"), submitted("c")])
+    found = dict(Journal.reading(folder).results(["a", "b", "c"]))
+    assert {key: result.media[0].url for key, result in found.items()} == {
+        "a": "data:image/png;base64,a",
+        "b": "data:image/png;base64,b",
+    }
+    assert found["a"].seed == 7
+    assert "not to be kept" not in segments(folder)[0].read_text()
+
+
+def test_the_journal_of_another_run_is_refused_and_left_as_it_is(folder: ObjectStoragePath) -> None:
+    Journal.opened(folder, OWNER).write([submitted("a")])
+    with pytest.raises(FalInputError, match=r"run tonight of nights\.batch"):
+        Journal.opened(folder, OTHER)
+    assert len(list((folder / "openings").iterdir())) == 1
+
+
+def test_of_two_runs_that_open_at_once_none_goes_on_without_the_other_noticing(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put = journals._put
+    other: list[str] = []
+
+    def put_and_be_met(content: bytes, target: ObjectStoragePath) -> None:
+        put(content, target)
+        if not other:
+            other.append("opening")
+            with pytest.raises(FalInputError):
+                Journal.opened(folder, OTHER)
+
+    monkeypatch.setattr(journals, "_put", put_and_be_met)
+    first = Journal.opened(folder, OWNER)
+    first.stop_if_superseded()
+
+
+def test_an_earlier_opening_stops_before_its_posts_and_the_newest_does_not(folder: ObjectStoragePath) -> None:
+    first = Journal.opened(folder, OWNER)
+    first.write([entry("a")])
+    second = Journal.opened(folder, OWNER)
+    assert second.rows["a"].step is Step.INTENT
+    second.stop_if_superseded()
+    with pytest.raises(FalProtocolError, match="Another try"):
+        first.stop_if_superseded()
+
+
+def test_what_an_earlier_opening_writes_late_is_read_and_does_not_undo_what_came_after(
+    folder: ObjectStoragePath,
+) -> None:
+    first = Journal.opened(folder, OWNER)
+    first.write([entry("a"), entry("b")])
+    second = Journal.opened(folder, OWNER)
+    second.write([entry("b", post=2), submitted("b", post=2)])
+    first.write([submitted("a"), submitted("b")])
+    second.refresh()
+    assert (second.rows["a"].step, second.rows["a"].entry.post) == (Step.SUBMITTED, 1)
+    assert (second.rows["b"].step, second.rows["b"].entry.post, second.rows["b"].posts) == (
+        Step.SUBMITTED,
+        2,
+        2,
+    )
+
+
+def test_one_who_only_reads_writes_after_what_it_has_read(folder: ObjectStoragePath) -> None:
+    first = Journal.opened(folder, OWNER)
+    for _ in range(3):
+        first.write([submitted("a")])
+    watching = Journal.reading(folder)
+    watching.write([succeeded("a")])
+    assert Journal.reading(folder).rows["a"].step is Step.SUCCEEDED
+    assert Journal.reading(folder).rows["a"].order[:2] == (1, 4)
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbled", "unknown step", "no handle", "lost"])
+def test_a_journal_that_cannot_be_read_is_an_error_and_never_an_empty_one(
+    folder: ObjectStoragePath, damage: str
+) -> None:
+    journal = Journal.opened(folder, OWNER)
+    journal.write([submitted("a"), submitted("b")])
+    journal.write([submitted("c")])
+    path = segments(folder)[0]
+    text = path.read_text()
+    if damage == "lost":
+        path.unlink()
+    elif damage == "cut":
+        path.write_text(text[: text.rindex("\n", 0, -1) + 1])
+    elif damage == "garbled":
+        path.write_text(text[:-20])
+    elif damage == "unknown step":
+        path.write_text(text.replace("submitted", "guessed"))
+    else:
+        lines = [json.loads(line) for line in text.splitlines()]
+        del lines[1]["handle"]
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for read in (Journal.reading, lambda where: Journal.opened(where, OWNER)):
+        with pytest.raises(FalSubmitOutcomeUnknown, match="journal cannot be read"):
+            read(folder)
+
+
+def test_many_segments_are_summed_up_and_say_the_same(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "SEGMENTS_PER_SNAPSHOT", 4)
+    zombie = Journal.opened(folder, OWNER)
+    zombie.write([entry("late")])
+    first = Journal.opened(folder, OWNER)
+    for number in range(5):
+        first.write([entry(f"{number}"), submitted(f"{number}")])
+    first.write([succeeded("3")])
+    whole = Journal.reading(folder).rows
+    second = Journal.opened(folder, OWNER)
+    assert second.rows == whole
+    assert len(list((folder / "snapshots").iterdir())) == 1
+    zombie.write([submitted("late")])
+    second.write([succeeded("4")])
+    reads: list[str] = []
+    texts = Journal._texts
+
+    def counted(self: Journal, kind: str, names: list[str]) -> list[bytes]:
+        reads.extend(names)
+        return texts(self, kind, names)
+
+    monkeypatch.setattr(Journal, "_texts", counted)
+    third = Journal.reading(folder)
+    assert len(reads) == 3
+    assert third.rows["late"].step is Step.SUBMITTED
+    assert [key for key, state in third.rows.items() if state.step is Step.SUCCEEDED] == ["3", "4"]
+    assert dict(third.results(["3", "4"])).keys() == {"3", "4"}
+
+
+def test_a_summary_that_cannot_be_read_is_an_error(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "SEGMENTS_PER_SNAPSHOT", 1)
+    first = Journal.opened(folder, OWNER)
+    for key in "abc":
+        first.write([submitted(key)])
+    Journal.opened(folder, OWNER)
+    [path] = (folder / "snapshots").iterdir()
+    path.write_text("{}")
+    with pytest.raises(FalSubmitOutcomeUnknown, match="journal cannot be read"):
+        Journal.reading(folder)
+
+
+def test_a_write_that_fails_is_raised_and_leaves_nothing_behind(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal.opened(folder, OWNER)
+
+    def full(content: bytes, target: ObjectStoragePath) -> None:
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(journals, "_put", full)
+        with pytest.raises(OSError, match="no space"):
+            journal.write([entry("a")])
+    assert journal.rows == {}
+    journal.write([entry("b")])
+    assert Journal.reading(folder).rows.keys() == {"b"}

@@ -1,0 +1,757 @@
+"""A night in one task: blocking and deferrable are the same promise, on the local file system and in S3."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.sdk import Asset, ObjectStoragePath
+from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+
+from airflow_provider_uniapi_fal.batch import session
+from airflow_provider_uniapi_fal.exceptions import (
+    FalBalanceError,
+    FalContentRefused,
+    FalError,
+    FalInputError,
+    FalJobFailed,
+    FalProtocolError,
+    FalSubmitOutcomeUnknown,
+)
+from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
+from airflow_provider_uniapi_fal.ledger.rows import Step
+from airflow_provider_uniapi_fal.operators import batch as operators
+from airflow_provider_uniapi_fal.operators.batch import FalBatchOperator
+from airflow_provider_uniapi_fal.protocol import watching
+from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
+from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
+from tests.batch.tasks import MODES, BatchTask, counts, table
+from tests.fakes import KEY, MODEL, PROMPT, calls, fired, handle, posts
+
+if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.emulator.running import Emulator
+    from tests.fakes import Start
+
+New = Callable[..., BatchTask]
+
+#: Long enough that jobs are still running when a deferrable task defers.
+SHORT = {"run_seconds": 0.3}
+PIXEL = "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAQAAAC1HAwCAAAAC0lEQVR42mNk+A8AAQUBAScY42YAAAAASUVORK5CYII="
+
+
+@pytest.fixture(autouse=True)
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(operators, "RACE_SECONDS", 0.0)
+    monkeypatch.setattr(watching, "CANCEL_GRACE", 0.05)
+
+
+@pytest.fixture(params=MODES)
+def new(request: pytest.FixtureRequest, tmp_path: Path) -> New:
+    """Return a function that makes a task in one of the modes, whose media go to a folder of the test."""
+
+    def make(**options: Any) -> BatchTask:
+        return BatchTask(f"file://{tmp_path}/night", **{**MODES[request.param], **options})
+
+    return make
+
+
+@pytest.fixture
+def blocking(tmp_path: Path) -> New:
+    """Return a function that makes a blocking task, for what does not depend on the mode."""
+    return lambda **options: BatchTask(
+        f"file://{tmp_path}/night", **{"requests": table(3), **MODES["blocking"], **options}
+    )
+
+
+def journal_of(task: BatchTask) -> Journal:
+    return Journal.reading(ObjectStoragePath(f"{task.place}/manifest.journal"))
+
+
+def forget_the_last_segments(task: BatchTask, count: int = 1) -> None:
+    """Leave the journal as a process leaves it that was killed before it wrote these."""
+    folder = Path(task.place.removeprefix("file://"), "manifest.journal", "segments")
+    for path in sorted(folder.iterdir(), key=lambda path: path.name)[-count:]:
+        path.unlink()
+
+
+def prompts(emulator: Emulator) -> list[str]:
+    return sorted(job["prompt"] for job in emulator.account()["jobs"])
+
+
+# --- success ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_night_is_paid_once_each_and_every_row_is_accounted_for(
+    start: Start, place: str, mode: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    emulator = start(**SHORT)
+    task = BatchTask(f"{place}/night", requests=table(7), **MODES[mode])
+    made = task.run()
+    assert counts(made) == {"asked": 7, "succeeded": 7}
+    assert made["manifest_path"] == task.xcoms["manifest_path"] == f"{place}/night/manifest.jsonl"
+    assert set(made) == {"manifest_path", "summary_path", "counts"}
+    assert posts(emulator) == 7
+    rows = [json.loads(line) for line in ObjectStoragePath(made["manifest_path"]).read_text().splitlines()]
+    assert [row["key"] for row in rows] == [f"row-{n:03}" for n in range(7)]
+    for row in rows:
+        [file] = row["files"]
+        assert (row["posts"], row["tries"], row["error"]) == (1, 1, None)
+        assert ObjectStoragePath(file["path"]).read_bytes()[:2] == b"\xff\xd8"
+        assert (file["width"], file["height"]) == (64, 48)
+    assert task.legs == (1 if mode == "blocking" else 2)
+    written = capsys.readouterr()
+    for told in (written.out + written.err, json.dumps([made, rows, task.xcoms])):
+        assert PROMPT not in told
+        assert KEY not in told
+
+
+def test_nothing_is_posted_by_a_retry_of_a_night_that_was_delivered(start: Start, new: New) -> None:
+    emulator = start(**SHORT)
+    task = new(requests=table(3))
+    made = task.run()
+    asked = len(emulator.requests())
+    assert task.next_try().run() == made
+    assert len(emulator.requests()) == asked
+
+
+@pytest.mark.parametrize(("on_clear", "more"), [("missing", 0), ("all", 3)])
+def test_a_clear_makes_what_is_missing_unless_told_to_make_all(
+    start: Start, new: New, on_clear: str, more: int
+) -> None:
+    emulator = start(**SHORT)
+    task = new(requests=table(3), on_clear=on_clear)
+    task.run()
+    assert counts(task.next_try(cleared=True).run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 3 + more
+    # A clear counts once.
+    task.next_try().run()
+    assert posts(emulator) == 3 + more
+
+
+def test_many_rows_go_out_in_waves_and_no_more_than_allowed_at_once(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "WAVE", 4)
+    emulator = start(faults=["slow on=submit seconds=0.05"])
+    task = blocking(requests=table(10), max_in_flight=2)
+    task.run()
+    steps = [len(states) for states in waves(task)]
+    assert steps == [4, 4, 2]
+    assert posts(emulator) == 10
+
+
+def waves(task: BatchTask) -> list[list[str]]:
+    folder = Path(task.place.removeprefix("file://"), "manifest.journal", "segments")
+    found = []
+    for path in sorted(folder.iterdir(), key=lambda path: path.name):
+        lines = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+        if lines[0]["step"] == "intent":
+            found.append([line["key"] for line in lines])
+    return found
+
+
+def test_no_more_jobs_are_unfinished_than_allowed(start: Start, new: New) -> None:
+    emulator = start(run_seconds=0.2)
+    task = new(requests=table(5), max_unfinished=2, land_after=0.1)
+    assert counts(task.run()) == {"asked": 5, "succeeded": 5}
+    assert posts(emulator) == 5
+    assert most_at_once(emulator) <= 2
+
+
+def most_at_once(emulator: Emulator) -> int:
+    """Return how many jobs were submitted and not yet fetched, at most."""
+    found, most = 0, 0
+    for request in emulator.requests():
+        found += {"submit": 1, "result": -1}.get(request["operation"], 0)
+        most = max(most, found)
+    return most
+
+
+def test_results_are_landed_while_others_still_run(start: Start, tmp_path: Path) -> None:
+    emulator = start(run_seconds=0.1)
+    emulator.add_fault(fault="job", match=f"{PROMPT} 002", run_seconds=3.0)
+    task = BatchTask(f"file://{tmp_path}/night", requests=table(3), land_every=2, **MODES["deferrable"])
+    with pytest.raises(TaskDeferred) as deferral:
+        task.operator().execute(task.context)
+    event = fired(deferral.value)
+    assert (event["ready"], event["running"]) == (2, 1)
+    with pytest.raises(TaskDeferred):
+        task.operator().resume_execution(deferral.value.method_name, {"event": event}, task.context)
+    assert sorted(path.name for path in (tmp_path / "night").glob("*.jpg")) == ["row-000.jpg", "row-001.jpg"]
+
+
+def test_rows_of_an_earlier_manifest_are_not_posted_but_carried_over(start: Start, blocking: New) -> None:
+    emulator = start(faults=[{"fault": "job", "match": f"{PROMPT} 001", "failure": "refused", "times": 1}])
+    first = blocking(min_success_ratio=0.0)
+    first.run()
+    earlier = first.manifest()
+    second = BatchTask(
+        f"{first.place}-2",
+        requests=table(3),
+        skip_existing=f"{first.place}/manifest.jsonl",
+        **MODES["blocking"],
+    )
+    assert counts(second.run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 4
+    rows = second.manifest()
+    assert rows["row-000"] == {**earlier["row-000"], "posts": 0, "tries": 0}
+    assert rows["row-001"]["posts"] == 1
+
+
+def test_files_named_as_inputs_are_sent_and_one_that_is_missing_harms_no_other(
+    start: Start, blocking: New, tmp_path: Path
+) -> None:
+    import base64
+
+    (tmp_path / "in.png").write_bytes(base64.b64decode(PIXEL.partition(",")[2]))
+    rows = table(2, image_url=f"file://{tmp_path}/in.png")
+    rows[1]["arguments"]["image_url"] = f"file://{tmp_path}/missing.png"
+    emulator = start()
+    task = blocking(requests=rows, min_success_ratio=0.5)
+    assert counts(task.run()) == {"asked": 2, "succeeded": 1, "failed": 1}
+    assert posts(emulator) == 1
+    row = task.manifest()["row-001"]
+    assert "cannot be read" in row["error"]["message"]
+    assert row["error"]["billed"] == "no"
+
+
+def test_an_outlets_event_carries_the_manifest_and_the_counts(start: Start, blocking: New) -> None:
+    start()
+    asset = Asset("night")
+    task = blocking(outlets=[asset])
+    event = SimpleNamespace(extra={})
+    task.outlet_events = {asset: event}
+    made = task.run()
+    assert event.extra == {"manifest_path": made["manifest_path"], "counts": made["counts"]}
+
+
+def test_the_manifest_holds_the_arguments_only_if_asked_and_always_the_metadata(
+    start: Start, blocking: New
+) -> None:
+    start()
+    rows = [{**row, "campaign": "spring", "shot": {"no": 7}} for row in table(1)]
+    task = blocking(requests=rows, include_arguments=True)
+    task.run()
+    row = task.manifest()["row-000"]
+    assert row["arguments"] == rows[0]["arguments"]
+    assert row["metadata"] == {"campaign": "spring", "shot": {"no": 7}}
+
+
+def test_a_reply_with_the_result_in_it_is_written_down_before_it_is_landed(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start()
+    result = JobResult(handle(), None, (MediaFile("data[0]", PIXEL),), seed=3)
+    sent = []
+
+    async def apost(self: FalHook, model: str, request: Any, **more: Any) -> Finished:
+        sent.append(model)
+        return Finished(replace(result, handle=handle(request_id=f"req-{len(sent)}")))
+
+    monkeypatch.setattr(FalHook, "apost", apost)
+    task = blocking()
+    assert counts(task.run()) == {"asked": 3, "succeeded": 3}
+    assert len(sent) == 3
+    assert {Path(row["files"][0]["path"]).suffix for row in task.manifest().values()} == {".png"}
+    steps = [state.step for state in journal_of(task).rows.values()]
+    assert steps == [Step.DELIVERED] * 3
+    # A try that was killed before it landed them lands them now, without a post.
+    forget_the_last_segments(task)
+    assert counts(task.next_try().run()) == {"asked": 3, "succeeded": 3}
+    assert len(sent) == 3
+
+
+# --- refused before anything is paid ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("requests", "words"),
+    [
+        ("a prompt where a list is due", "list of rows"),
+        ({"arguments": {}}, "list of rows"),
+        (["a prompt"], "row 0"),
+        ([{"prompt": "x"}], "no 'arguments'"),
+        ([{"key": "a", "arguments": {}}, {"key": "a", "arguments": {}}], "more than once"),
+        ([{"key": "../a", "arguments": {}}], "plain file name"),
+        ([{"key": 7, "arguments": {}}], "key must be a text"),
+        ([{"arguments": {}, "dialect": "klingon"}], "no dialect 'klingon'"),
+        ([{"arguments": {}, "model": "http://x"}], "is an address"),
+        ([{"arguments": {"x": float("nan")}}], "arguments.x"),
+        ([{"arguments": {}, "when": object()}], "metadata"),
+        ("file:///nowhere/rows.jsonl", "cannot be read"),
+    ],
+)
+def test_a_wrong_table_is_refused_by_name_before_anything_is_posted(
+    start: Start, blocking: New, requests: Any, words: str
+) -> None:
+    emulator = start()
+    task = blocking(requests=requests)
+    with pytest.raises(FalInputError, match=words):
+        task.run()
+    assert emulator.requests() == []
+    assert task.xcoms["failure"]["kind"] == "input"
+    assert "manifest_path" not in task.xcoms
+
+
+def test_all_wrong_rows_are_named_at_once(start: Start, blocking: New) -> None:
+    emulator = start()
+    rows = [*table(2), {"key": "one"}, {"key": "two", "arguments": 7}, "three"]
+    with pytest.raises(FalInputError) as raised:
+        blocking(requests=rows).run()
+    assert all(name in str(raised.value) for name in ("'one'", "'two'", "row 4"))
+    assert emulator.requests() == []
+
+
+def test_a_night_larger_than_meant_is_refused(start: Start, blocking: New) -> None:
+    emulator = start()
+    with pytest.raises(FalInputError, match="max_jobs=2"):
+        blocking(max_jobs=2).run()
+    assert emulator.requests() == []
+
+
+def test_a_dry_run_says_what_would_be_submitted_and_does_nothing(start: Start, blocking: New) -> None:
+    emulator = start()
+    task = blocking()
+    told = task.run(dry_run=True)
+    assert (told["rows"], told["would_submit"], told["models"]) == (3, 3, {MODEL: 3})
+    assert emulator.requests() == []
+    assert not Path(task.place.removeprefix("file://")).exists()
+    task.run()
+    assert task.next_try().run(dry_run=True)["would_submit"] == 0
+
+
+def test_a_manifest_path_of_another_run_is_refused_before_anything_is_paid(
+    start: Start, blocking: New
+) -> None:
+    emulator = start()
+    task = blocking()
+    task.run()
+    other = blocking()
+    other.run_id = "tomorrow"
+    with pytest.raises(FalInputError, match="run night of"):
+        other.run()
+    assert posts(emulator) == 3
+    assert set(task.outcomes().values()) == {"succeeded"}
+
+
+def test_a_manifest_without_its_journal_is_refused(start: Start, blocking: New) -> None:
+    emulator = start()
+    task = blocking()
+    task.run()
+    journal = Path(task.place.removeprefix("file://"), "manifest.journal")
+    journal.rename(journal.with_name("elsewhere"))
+    with pytest.raises(FalInputError, match="not its journal"):
+        task.next_try().run()
+    assert posts(emulator) == 3
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"destination": None}, "destination or manifest_path"),
+        ({"on_clear": "regenerate"}, "on_clear"),
+        ({"on_flagged": "drop"}, "on_flagged"),
+        ({"on_unknown_submit": "guess"}, "on_unknown_submit"),
+        ({"on_changed_arguments": "ignore"}, "on_changed_arguments"),
+        ({"max_in_flight": 0}, "max_in_flight"),
+        ({"max_unfinished": 0}, "max_unfinished"),
+        ({"max_jobs": True}, "max_jobs"),
+        ({"land_every": 1.5}, "land_every"),
+        ({"land_after": -1}, "land_after"),
+        ({"min_success_ratio": 1.1}, "min_success_ratio"),
+        ({"rate_limit": 0}, "rate_limit"),
+        ({"timeout": 0}, "timeout"),
+        ({"queue_timeout": 90000}, "queue_timeout"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_by_name_when_the_dag_is_parsed(
+    options: dict[str, Any], name: str
+) -> None:
+    with pytest.raises(ValueError, match=name):
+        FalBatchOperator(task_id="batch", **{"requests": [], "destination": "file:///x", **options})
+
+
+@pytest.mark.parametrize("clock", [None, "success", {}, {"schema_version": 1}])
+def test_an_event_of_another_kind_fails_loudly_and_no_job_is_given_up(
+    start: Start, tmp_path: Path, clock: Any
+) -> None:
+    emulator = start(**SHORT)
+    task = BatchTask(f"file://{tmp_path}/night", requests=table(2), **MODES["deferrable"])
+    with pytest.raises(TaskDeferred) as deferral:
+        task.operator().execute(task.context)
+    with pytest.raises(FalProtocolError, match="event cannot be understood"):
+        task.operator().resume_execution(deferral.value.method_name, {"event": clock}, task.context)
+    assert counts(task.next_try().run()) == {"asked": 2, "succeeded": 2}
+    assert posts(emulator) == 2
+
+
+# --- submits that go wrong ----------------------------------------------------------------------------------
+
+
+def test_a_lost_reply_is_never_posted_again_and_the_others_are_landed(start: Start, new: New) -> None:
+    emulator = start(faults=[{"fault": "lost-reply", "on": "submit", "match": f"{PROMPT} 001", "times": 1}])
+    task = new(requests=table(3))
+    with pytest.raises(FalSubmitOutcomeUnknown):
+        task.run()
+    assert task.outcomes() == {"row-000": "succeeded", "row-001": "unknown", "row-002": "succeeded"}
+    for cleared in (False, True):
+        with pytest.raises(FalSubmitOutcomeUnknown):
+            task.next_try(cleared=cleared).run()
+    assert posts(emulator) == 3
+    row = task.manifest()["row-001"]
+    assert (row["posts"], row["error"]["may_run"], row["error"]["billed"]) == (1, True, "maybe")
+
+
+def test_a_lost_reply_is_posted_again_by_the_next_try_if_the_user_says_so(
+    start: Start, blocking: New
+) -> None:
+    emulator = start(faults=[{"fault": "lost-reply", "on": "submit", "match": f"{PROMPT} 001", "times": 1}])
+    task = blocking(on_unknown_submit="resubmit")
+    with pytest.raises(FalJobFailed):
+        task.run()
+    assert posts(emulator) == 3
+    assert counts(task.next_try().run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 4
+    assert task.manifest()["row-001"]["posts"] == 2
+
+
+def test_a_gateway_that_answers_no_submit_costs_one_wave_at_most(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "WAVE", 4)
+    emulator = start(faults=["lost-reply on=submit times=4"])
+    task = blocking(requests=table(12))
+    with pytest.raises(FalJobFailed, match="8 missing"):
+        task.run()
+    assert posts(emulator) == 4
+    with pytest.raises(FalSubmitOutcomeUnknown):
+        task.next_try().run()
+    assert posts(emulator) == 12
+    assert sorted(task.outcomes().values()) == ["succeeded"] * 8 + ["unknown"] * 4
+
+
+def test_an_account_without_balance_stops_the_submits_and_lands_what_runs(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "WAVE", 2)
+    emulator = start(faults=["turned-away on=submit because=balance skip=2"] if False else [])
+    emulator.add_fault(
+        {"fault": "turned-away", "because": "balance", "on": "submit", "match": f"{PROMPT} 002"}
+    )
+    task = blocking(requests=table(9), max_in_flight=1)
+    with pytest.raises(FalBalanceError):
+        task.run()
+    assert counts({"counts": dict(tally(task))}) == {"succeeded": 2, "missing": 7}
+    assert posts(emulator) == 3
+    emulator.clear_faults()
+    assert counts(task.next_try().run()) == {"asked": 9, "succeeded": 9}
+    assert posts(emulator) == 3 + 7
+
+
+def tally(task: BatchTask) -> dict[str, int]:
+    outcomes = list(task.outcomes().values())
+    return {outcome: outcomes.count(outcome) for outcome in sorted(set(outcomes))}
+
+
+def test_a_429_slows_all_down_and_costs_nothing(start: Start, blocking: New) -> None:
+    emulator = start(faults=["rate-limit on=submit times=1 retry_after=0.4"])
+    assert counts(blocking(max_in_flight=3).run()) == {"asked": 3, "succeeded": 3}
+    submits = calls(emulator, "submit")
+    assert len(submits) == 4
+    assert emulator.account()["totals"]["posts_accepted"] == 3
+
+
+def test_submits_keep_the_rate_that_was_asked_for(start: Start, blocking: New) -> None:
+    emulator = start()
+    blocking(rate_limit=10.0).run()
+    times = [submit["at"] for submit in calls(emulator, "submit")]
+    assert max(times) - min(times) >= 0.19
+
+
+# --- jobs that go wrong -------------------------------------------------------------------------------------
+
+
+def test_each_row_has_its_own_outcome_and_a_retry_posts_only_what_ended_unbilled(
+    start: Start, new: New
+) -> None:
+    rules = {
+        "001": {"failure": "refused"},
+        "002": {"failure": "completed-error", "error_type": "runner_disconnected"},
+        "003": {"failure": "result-422"},
+        "004": {"flagged": True},
+    }
+    emulator = start(
+        faults=[{"fault": "job", "match": f"{PROMPT} {n}", "times": 1, **rule} for n, rule in rules.items()],
+        **SHORT,
+    )
+    task = new(requests=table(6))
+    with pytest.raises(FalJobFailed) as raised:
+        task.run()
+    assert "A retry takes up what runs" in str(raised.value)
+    assert list(task.outcomes().values()) == [
+        "succeeded",
+        "refused",
+        "failed",
+        "failed",
+        "flagged",
+        "succeeded",
+    ]
+    assert posts(emulator) == 6
+    with pytest.raises((FalContentRefused, FalInputError)) as again:
+        task.next_try().run()
+    assert isinstance(again.value, AirflowFailException)
+    assert posts(emulator) == 7
+    assert list(task.outcomes().values()) == [
+        "succeeded",
+        "refused",
+        "succeeded",
+        "failed",
+        "flagged",
+        "succeeded",
+    ]
+    assert [row["posts"] for row in task.manifest().values()] == [1, 1, 2, 1, 1, 1]
+    made = task.next_try(cleared=True).run()
+    assert counts(made) == {"asked": 6, "succeeded": 5, "flagged": 1}
+    assert posts(emulator) == 9
+
+
+@pytest.mark.parametrize(("on_flagged", "fails"), [("keep", False), ("fail", True)])
+def test_a_flagged_row_is_landed_and_counts_as_the_policy_says(
+    start: Start, blocking: New, on_flagged: str, fails: bool
+) -> None:
+    start(flagged=True)
+    task = blocking(on_flagged=on_flagged)
+    if fails:
+        with pytest.raises(FalError):
+            task.run()
+    else:
+        task.run()
+    assert {row["outcome"] for row in task.manifest().values()} == {"flagged"}
+    assert all(row["files"] for row in task.manifest().values())
+
+
+@pytest.mark.parametrize(("ratio", "fails"), [(0.6, False), (0.7, True)])
+def test_the_task_fails_below_the_ratio_of_successes_that_was_asked_for(
+    start: Start, blocking: New, ratio: float, fails: bool
+) -> None:
+    start(faults=[{"fault": "job", "match": f"{PROMPT} 001", "failure": "refused"}])
+    task = blocking(min_success_ratio=ratio)
+    if fails:
+        with pytest.raises(FalContentRefused, match="Of 3 rows, 2 are a success"):
+            task.run()
+    else:
+        assert counts(task.run()) == {"asked": 3, "succeeded": 2, "refused": 1}
+
+
+def test_failing_fast_posts_nothing_more_and_lands_what_runs(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "WAVE", 2)
+    emulator = start(
+        faults=[{"fault": "body", "on": "submit", "match": f"{PROMPT} 001", "status": "FAILURE"}]
+    )
+    task = blocking(requests=table(6), fail_fast=True)
+    with pytest.raises(FalError):
+        task.run()
+    assert posts(emulator) == 2
+    assert tally(task) == {"failed": 1, "missing": 4, "succeeded": 1}
+
+
+def test_a_job_out_of_time_is_cancelled_and_named_and_the_others_are_landed(start: Start, new: New) -> None:
+    emulator = start(**SHORT)
+    emulator.add_fault(fault="job", match=f"{PROMPT} 001", stuck=True)
+    task = new(requests=table(3), queue_timeout=1.5, timeout=20)
+    with pytest.raises(FalJobFailed, match="1 timed_out"):
+        task.run()
+    row = task.manifest()["row-001"]
+    assert (row["outcome"], row["error"]["may_run"], row["error"]["billed"]) == ("timed_out", False, "no")
+    assert "queue_timeout" in row["error"]["message"]
+    assert len(calls(emulator, "cancel")) == 1
+    # It was removed from the queue, so that it is safe to post it again.
+    emulator.clear_faults()
+    assert counts(task.next_try().run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 4
+
+
+def test_media_that_cannot_be_had_now_are_landed_by_the_next_try_without_a_post(
+    start: Start, new: New
+) -> None:
+    emulator = start(faults=["server-error on=media status=403 times=1"], **SHORT)
+    task = new(requests=table(1))
+    with pytest.raises(FalJobFailed if False else FalError):
+        task.run()
+    assert task.outcomes() == {"row-000": "failed"}
+    assert counts(task.next_try().run()) == {"asked": 1, "succeeded": 1}
+    assert posts(emulator) == 1
+
+
+# --- kills --------------------------------------------------------------------------------------------------
+
+
+def test_a_try_killed_between_its_posts_and_their_record_leaves_one_wave_unknown_and_posts_the_rest(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "WAVE", 3)
+    emulator = start()
+    write = Journal.write
+
+    class Killed(BaseException):
+        pass
+
+    def killed(self: Journal, entries: Any) -> None:
+        entries = list(entries)
+        if self._written >= 3 and entries and entries[0].step is not Step.INTENT:
+            raise Killed
+        write(self, entries)
+
+    task = blocking(requests=table(9))
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "write", killed)
+        with pytest.raises(Killed):
+            task.run()
+    posted = posts(emulator)
+    assert posted in (3, 6)
+    with pytest.raises(FalSubmitOutcomeUnknown):
+        task.next_try().run()
+    assert posts(emulator) == 9
+    found = tally(task)
+    assert found["unknown"] <= 3
+    assert found["unknown"] + found["succeeded"] == 9
+
+
+@pytest.mark.parametrize("forgotten", [1, 2])
+def test_a_try_killed_while_landing_lands_the_rest_without_a_post(
+    start: Start, new: New, forgotten: int
+) -> None:
+    emulator = start(**SHORT)
+    task = new(requests=table(4))
+    task.run()
+    before = {key: row["files"] for key, row in task.manifest().items()}
+    forget_the_last_segments(task, forgotten)
+    assert counts(task.next_try().run()) == {"asked": 4, "succeeded": 4}
+    assert posts(emulator) == 4
+    assert {key: row["files"] for key, row in task.manifest().items()} == before
+
+
+def test_the_next_try_re_attaches_to_what_runs(start: Start, new: New, tmp_path: Path) -> None:
+    emulator = start(run_seconds=1.0)
+    first = BatchTask(f"file://{tmp_path}/night", requests=table(4), **MODES["deferrable"])
+    with pytest.raises(TaskDeferred):
+        first.operator().execute(first.context)
+    task = new(requests=table(4)).next_try()
+    assert counts(task.run()) == {"asked": 4, "succeeded": 4}
+    assert posts(emulator) == 4
+
+
+def test_a_try_that_was_taken_for_dead_posts_nothing_once_its_retry_has_begun(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "WAVE", 2)
+    emulator = start()
+    task = blocking(requests=table(6))
+    owner = Owner("nights", "night", "batch")
+    folder = ObjectStoragePath(f"{task.place}/manifest.journal")
+    write = Journal.write
+    opened: list[Journal] = []
+
+    def met(self: Journal, entries: Any) -> None:
+        entries = list(entries)
+        write(self, entries)
+        if not opened and entries and entries[0].key == "row-002":
+            opened.append(Journal.opened(folder, owner))
+
+    monkeypatch.setattr(Journal, "write", met)
+    with pytest.raises(FalProtocolError, match="Another try"):
+        task.run()
+    assert posts(emulator) == 2
+    # What it had meant to post is known not to be posted, and is posted by the one that took over.
+    assert counts(task.next_try().run()) == {"asked": 6, "succeeded": 6}
+    assert posts(emulator) == 6
+
+
+@pytest.mark.parametrize(
+    ("states", "cancels"), [({"running"}, 0), ({"deferred"}, 0), (set(), 0), ({"failed"}, 3), ({"none"}, 3)]
+)
+def test_a_kill_cancels_the_jobs_only_if_a_user_has_killed_the_task(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: set[str], cancels: int
+) -> None:
+    emulator = start(run_seconds=60.0)
+    monkeypatch.setattr(operators, "states_of", lambda ti: states)
+    task = BatchTask(f"file://{tmp_path}/night", requests=table(3), **MODES["deferrable"])
+    running = task.operator()
+    with pytest.raises(TaskDeferred):
+        running.execute(task.context)
+    running.on_kill()
+    assert len(calls(emulator, "cancel")) == cancels
+
+
+def test_a_kill_posts_nothing_more(start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "WAVE", 2)
+    monkeypatch.setattr(operators, "states_of", lambda ti: {"running"})
+    emulator = start()
+    task = blocking(requests=table(6))
+    running = task.operator()
+    write = Journal.write
+
+    def met(self: Journal, entries: Any) -> None:
+        entries = list(entries)
+        write(self, entries)
+        if entries and entries[0].step is Step.SUBMITTED:
+            running.on_kill()
+
+    monkeypatch.setattr(Journal, "write", met)
+    with pytest.raises(FalProtocolError, match="interrupted"):
+        running.execute(task.context)
+    assert posts(emulator) == 2
+    assert counts(task.next_try().run()) == {"asked": 6, "succeeded": 6}
+    assert posts(emulator) == 6
+
+
+# --- a table that changes -----------------------------------------------------------------------------------
+
+
+def test_a_row_that_is_gone_from_the_table_while_its_job_runs_is_refused(
+    start: Start, tmp_path: Path
+) -> None:
+    emulator = start(run_seconds=60.0)
+    task = BatchTask(f"file://{tmp_path}/night", requests=table(3), **MODES["deferrable"])
+    with pytest.raises(TaskDeferred):
+        task.operator().execute(task.context)
+    with pytest.raises(FalInputError, match="'row-002': it is in the table no more"):
+        task.next_try().run(requests=table(2))
+    assert posts(emulator) == 3
+
+
+@pytest.mark.parametrize(("policy", "more"), [("reattach", 0), ("resubmit", 1), ("fail", 0)])
+def test_a_row_that_asks_for_something_else_follows_the_policy(
+    start: Start, blocking: New, policy: str, more: int
+) -> None:
+    emulator = start()
+    task = blocking(on_changed_arguments=policy)
+    task.run()
+    rows = table(3)
+    rows[1]["arguments"]["prompt"] = "something else"
+    if policy == "fail":
+        with pytest.raises(FalInputError, match="'row-001'"):
+            task.next_try().run(requests=rows)
+    else:
+        assert counts(task.next_try().run(requests=rows)) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 3 + more
+
+
+def test_rows_without_keys_are_known_by_their_place_and_must_stay_in_it(start: Start, blocking: New) -> None:
+    emulator = start()
+    rows = [{"arguments": row["arguments"]} for row in table(3)]
+    task = blocking(requests=rows)
+    task.run()
+    assert list(task.outcomes()) == ["0", "1", "2"]
+    with pytest.raises(FalInputError, match="known by its place only"):
+        task.next_try().run(requests=[rows[1], rows[0], rows[2]])
+    assert posts(emulator) == 3

@@ -1,0 +1,430 @@
+"""Many waits on one event loop: what they share, and what they never share."""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import pytest
+
+from airflow_provider_uniapi_fal.hooks.fal import FalHook, watching_round
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
+from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
+from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, Watch
+from airflow_provider_uniapi_fal.triggers import hub
+from airflow_provider_uniapi_fal.triggers.hub import Waits, waits
+from tests.fakes import (
+    ARGUMENTS,
+    MODEL,
+    Exchange,
+    ScriptedServer,
+    Start,
+    calls,
+    change_key,
+    handle,
+    set_connection,
+    wait_until,
+)
+
+PICTURE = {"images": [{"url": "https://example.com/a.png"}]}
+DONE = {"status": "COMPLETED", "request_id": "req-1", **PICTURE}
+PENDING = {"status": "IN_QUEUE", "request_id": "req-1"}
+
+
+def silent(line: str) -> None:
+    return
+
+
+def named(number: int | str, **options: Any) -> Watch:
+    job = handle(
+        request_id=f"req-{number}",
+        status_path=f"/flux/requests/req-{number}/status",
+        response_path=f"/flux/requests/req-{number}",
+        **{name: options.pop(name) for name in ("fal_conn_id", "submitted_at") if name in options},
+    )
+    return Watch(job, **{"poke_interval": 0.05, **options})
+
+
+def submitted(count: int, **arguments: Any) -> list[JobHandle]:
+    return [FalHook().submit(MODEL, {**ARGUMENTS, **arguments}).handle for _ in range(count)]  # type: ignore[union-attr]
+
+
+async def ends_of(waiting: Waits) -> dict[str, RoundEnd]:
+    found = {}
+    while waiting.open:
+        watch, end = await waiting.next_end()
+        found[watch.handle.request_id] = end
+    return found
+
+
+def waited(*watches: Watch) -> dict[str, RoundEnd]:
+    async def run() -> dict[str, RoundEnd]:
+        async with waits(say=silent) as waiting:
+            for watch in watches:
+                waiting.add(watch)
+            return await ends_of(waiting)
+
+    return asyncio.run(run())
+
+
+def failure(end: RoundEnd) -> Failure:
+    assert isinstance(end, Failure), end
+    return end
+
+
+def test_each_wait_ends_with_its_own_job_and_a_failed_one_touches_no_other(start: Start) -> None:
+    start(run_seconds=0.2, faults=["job match=storm failure=refused"])
+    good, bad = submitted(5), submitted(2, prompt="a storm")
+    ends = waited(*(Watch(job, poke_interval=0.05) for job in good + bad))
+    assert all(isinstance(ends[job.request_id], JobResult) for job in good)
+    assert [failure(ends[job.request_id]).kind for job in bad] == [FailureKind.CONTENT_REFUSED] * 2
+
+
+def test_an_unexpected_error_is_the_end_of_one_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = watching_round
+
+    def broken(watch: Watch) -> Any:
+        if watch.handle.request_id == "req-bad":
+            raise ZeroDivisionError
+        return real(watch)
+
+    monkeypatch.setattr(hub, "watching_round", broken)
+    with ScriptedServer(lambda call: call.json(DONE)) as server:
+        set_connection(monkeypatch, server.url)
+        ends = waited(named("bad"), named("good"))
+    assert isinstance(ends["req-good"], JobResult)
+    broken_off = failure(ends["req-bad"])
+    assert "ZeroDivisionError" in broken_off.what
+    assert (broken_off.may_run, broken_off.billed) == (True, "maybe")
+
+
+def test_a_connection_that_is_not_there_ends_its_waits_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedServer(lambda call: call.json(DONE)) as server:
+        set_connection(monkeypatch, server.url)
+        ends = waited(named("lost", fal_conn_id="nowhere"), named("good"))
+    assert isinstance(ends["req-good"], JobResult)
+    assert failure(ends["req-lost"]).may_run
+
+
+def test_no_more_looks_are_under_way_than_the_bound_and_none_is_starved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub, "MAX_LOOKS_AT_ONCE", 4)
+    lock, now, most = threading.Lock(), 0, 0
+
+    def answer(call: Exchange) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.01)
+        with lock:
+            now -= 1
+        call.json(DONE)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        ends = waited(*(named(number) for number in range(60)))
+        assert len(ends) == 60
+        assert all(isinstance(end, JobResult) for end in ends.values())
+        assert most <= 4
+        assert server.connections <= 4
+
+
+def test_waits_of_different_triggers_share_the_pool_and_the_last_one_closes_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with ScriptedServer(lambda call: call.json(DONE)) as server:
+        set_connection(monkeypatch, server.url)
+
+        async def run() -> None:
+            async with waits(say=silent) as first:
+                async with waits(say=silent) as second:
+                    second.add(named("b"))
+                    await second.next_end()
+                    first.add(named("a"))
+                await first.next_end()
+                assert server.open_connections == 1
+
+        asyncio.run(run())
+        assert server.connections == 1
+        wait_until(lambda: server.open_connections == 0)
+
+
+def test_two_connections_have_two_pools(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = set()
+
+    def answer(call: Exchange) -> None:
+        keys.add((call.path.split("/")[4].split("?")[0], call.headers["Authorization"]))
+        call.json(DONE)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url, key="sk-first-key")
+        set_connection(monkeypatch, server.url, key="sk-other-key", conn_id="fal_other")
+        waited(named("a"), named("b", fal_conn_id="fal_other"))
+    assert keys == {("req-a", "Key sk-first-key"), ("req-b", "Key sk-other-key")}
+
+
+def test_a_wait_is_no_task_while_nothing_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedServer(lambda call: call.json(PENDING)) as server:
+        set_connection(monkeypatch, server.url)
+
+        async def run() -> None:
+            async with waits(say=silent) as waiting:
+                for number in range(200):
+                    waiting.add(named(number, poke_interval=60.0))
+                await until(lambda: len(server.seen) == 200)
+                await until(lambda: len(asyncio.all_tasks()) == 1)
+                assert waiting.open == 200
+            assert len(asyncio.all_tasks()) == 1
+
+        asyncio.run(run())
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline, "it never came about"
+        await asyncio.sleep(0.01)
+
+
+def nothing_is_left() -> bool:
+    loop: Any = asyncio.get_running_loop()
+    timers = [timer for timer in loop._scheduled if not timer.cancelled()]
+    return not hub._lines.get(loop) and not timers and len(asyncio.all_tasks()) == 1
+
+
+@pytest.mark.parametrize("when", ["before the first look", "in a look", "between looks", "in a pause"])
+def test_leaving_drops_what_waits_and_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch, when: str
+) -> None:
+    answers = threading.Event()
+
+    def answer(call: Exchange) -> None:
+        if when == "in a look":
+            answers.wait(10)
+        if when == "in a pause":
+            call.answer(b"", status=429, Retry_After="60")
+        else:
+            call.json(PENDING)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+
+        async def run() -> None:
+            async with waits(say=silent) as waiting:
+                for number in range(20):
+                    waiting.add(named(number, poke_interval=0.02 if when == "in a pause" else 60.0))
+                if when != "before the first look":
+                    await until(lambda: len(server.seen) == 20)
+                if when in ("between looks", "in a pause"):
+                    await until(lambda: len(asyncio.all_tasks()) == 1)
+                if when == "in a pause":
+                    waiting.add(named("late", deadline=time.time() + 50))
+                    await asyncio.sleep(0.1)
+            answers.set()
+            assert nothing_is_left()
+
+        try:
+            asyncio.run(run())
+        finally:
+            answers.set()
+        wait_until(lambda: server.open_connections == 0)
+
+
+def test_those_who_stay_are_not_touched_by_those_who_leave(start: Start) -> None:
+    start(run_seconds=0.5)
+    [staying] = submitted(1)
+
+    async def run() -> RoundEnd:
+        async with waits(say=silent) as first:
+            first.add(Watch(staying, poke_interval=0.05))
+            async with waits(say=silent) as second:
+                second.add(named("unknown"))
+            _, end = await first.next_end()
+            return end
+
+    assert isinstance(asyncio.run(run()), JobResult)
+
+
+def test_news_is_told_in_the_context_of_who_waits(start: Start) -> None:
+    start(run_seconds=0.1)
+    whose: contextvars.ContextVar[str] = contextvars.ContextVar("whose", default="nobody's")
+    told: set[tuple[str, str]] = set()
+
+    async def one(name: str, job: JobHandle) -> None:
+        whose.set(name)
+
+        def say(line: str) -> None:
+            told.add((whose.get(), line.split()[1].rstrip(":")))
+
+        async with waits(say=say) as waiting:
+            waiting.add(Watch(job, poke_interval=0.05))
+            await waiting.next_end()
+
+    async def both(jobs: list[JobHandle]) -> None:
+        await asyncio.gather(one("a's", jobs[0]), one("b's", jobs[1]))
+
+    jobs = submitted(2)
+    asyncio.run(both(jobs))
+    assert {name for name, _ in told} == {"a's", "b's"}
+    assert {(name, request) for name, request in told if request in {job.request_id for job in jobs}} == {
+        ("a's", jobs[0].request_id),
+        ("b's", jobs[1].request_id),
+    }
+
+
+def test_nothing_to_wait_for_is_an_error_and_no_endless_wait() -> None:
+    async def run() -> None:
+        async with waits(say=silent) as waiting:
+            with pytest.raises(LookupError):
+                await waiting.next_end()
+
+    asyncio.run(run())
+
+
+# --- the shared answer to 429 -------------------------------------------------------------------------------
+
+
+def test_a_429_slows_all_down_and_fails_none(start: Start) -> None:
+    emulator = start(run_seconds=0.3, faults=["rate-limit on=status times=3 retry_after=1.0"], urls="gateway")
+    jobs = submitted(30)
+    ends = waited(*(Watch(job, poke_interval=0.05) for job in jobs))
+    assert all(isinstance(end, JobResult) for end in ends.values())
+    asked = sorted(calls(emulator, "status") + calls(emulator, "result"), key=lambda call: call["time"])
+    last = max(call["time"] for call in asked if call["status"] == 429)
+    # Those that were under way are answered; then there is silence for the second that the server asked for.
+    after = [call["time"] - last for call in asked if call["time"] > last + 0.3]
+    assert after
+    assert min(after) >= 0.9
+
+
+def test_after_the_pause_they_do_not_all_ask_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    times: list[float] = []
+
+    def answer(call: Exchange) -> None:
+        times.append(time.monotonic())
+        if len(times) == 1:
+            call.answer(b"", status=429, Retry_After="1")
+        else:
+            call.json(PENDING)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+
+        async def run() -> None:
+            async with waits(say=silent) as waiting:
+                waiting.add(named("first"))
+                await until(lambda: len(times) == 1)
+                await asyncio.sleep(0.1)
+                for number in range(40):
+                    waiting.add(named(number, poke_interval=30.0))
+                await until(lambda: len(times) > 12)
+
+        asyncio.run(run())
+    within = [moment for moment in times[1:] if moment - times[1] < 0.3]
+    assert times[1] - times[0] >= 0.95
+    assert len(within) <= 6
+
+
+def test_a_pause_does_not_hold_up_the_end_of_a_waits_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedServer(lambda call: call.answer(b"", status=429, Retry_After="600")) as server:
+        set_connection(monkeypatch, server.url)
+        began = time.time()
+        ends = waited(named("a", deadline=began + 0.5), named("b", deadline=began + 1.0))
+    assert {failure(end).kind for end in ends.values()} == {FailureKind.TIMEOUT}
+    assert time.time() - began < 5
+    assert len(server.seen) <= 6
+
+
+# --- the connection -----------------------------------------------------------------------------------------
+
+
+def connections_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    real: Callable[[str], Awaitable[Any]] = FalHook.aget_connection
+    read: list[str] = []
+
+    async def aget_connection(conn_id: str) -> Any:
+        read.append(conn_id)
+        return await real(conn_id)
+
+    monkeypatch.setattr(FalHook, "aget_connection", staticmethod(aget_connection))
+    return read
+
+
+def test_the_connection_is_read_once_for_all(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    start(run_seconds=0.2)
+    jobs = submitted(20)
+    read = connections_read(monkeypatch)
+    waited(*(Watch(job, poke_interval=0.05) for job in jobs))
+    assert read == ["fal_default"]
+
+
+def test_a_changed_key_is_taken_up_by_all_and_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    keys: list[str] = []
+
+    def answer(call: Exchange) -> None:
+        keys.append(call.headers["Authorization"].removeprefix("Key "))
+        if keys[-1] == "sk-new-key":
+            call.json(DONE)
+        elif len(keys) > 20:
+            call.json({"detail": "invalid key credentials"}, 401)
+        else:
+            call.json(PENDING, 202)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url, key="sk-old-key")
+        read = connections_read(monkeypatch)
+
+        async def run() -> dict[str, RoundEnd]:
+            async with waits(say=silent) as waiting:
+                for number in range(20):
+                    waiting.add(named(number, poke_interval=0.2))
+                await until(lambda: len(keys) == 20)
+                change_key("sk-new-key")
+                return await ends_of(waiting)
+
+        ends = asyncio.run(run())
+        assert all(isinstance(end, JobResult) for end in ends.values())
+        assert len(ends) == 20
+        assert read == ["fal_default"] * 2
+        wait_until(lambda: server.open_connections == 0)
+
+
+def test_a_key_that_is_refused_and_was_not_changed_is_not_read_again_for_each_wait(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(run_seconds=60.0)
+    jobs = submitted(20)
+    change_key("sk-wrong-key")
+    read = connections_read(monkeypatch)
+    ends = waited(*(Watch(job, poke_interval=0.05) for job in jobs))
+    assert {failure(end).kind for end in ends.values()} == {FailureKind.AUTH}
+    assert len(read) == 2
+
+
+def test_a_corrected_connection_is_taken_up_by_who_comes_later(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "CONNECTION_SECONDS", 0.0)
+    first, second = start(run_seconds=60.0), None
+    [before] = submitted(1)
+
+    async def run() -> RoundEnd:
+        nonlocal second
+        async with waits(say=silent) as waiting:
+            waiting.add(Watch(before, poke_interval=60.0))
+            await until(lambda: len(calls(first, "status")) == 1)
+            second = await asyncio.to_thread(start)
+            [job] = await asyncio.to_thread(submitted, 1)
+            waiting.add(Watch(job, poke_interval=0.05))
+            _, end = await waiting.next_end()
+            return end
+
+    assert isinstance(asyncio.run(run()), JobResult)
+    assert second is not None
+    assert calls(second, "result")

@@ -1,7 +1,7 @@
 """
 Run the nightly DAG once, for real: `python -m demo`.
 
-Starts the emulator and an Airflow in a folder of their own, runs `dags_examples/nightly_media.py`
+Starts the emulator and an Airflow in a folder of their own, runs `dags_examples/nightly_batch.py`
 over `demo/prompts.jsonl`, shows what became of each prompt, and leaves nothing running.
 """
 
@@ -42,8 +42,8 @@ from demo.progress import Progress
 PROJECT = Path(__file__).resolve().parent.parent
 RUNS = PROJECT / ".demo"
 PROMPTS = PROJECT / "demo" / "prompts.jsonl"
-DAG_FILE = PROJECT / "dags_examples" / "nightly_media.py"
-DAG_ID = "nightly_media"
+DAG_FILE = PROJECT / "dags_examples" / "nightly_batch.py"
+DAG_ID = "nightly_batch"
 KEY = "demo-key"
 EMULATOR_START_SECONDS = 30.0
 RUN_SECONDS = 300.0
@@ -51,10 +51,10 @@ RUN_SECONDS = 300.0
 # Fewer run at once than are submitted, so that there is a queue to see.
 EMULATOR_OPTIONS = (
     "--queue-seconds=1",
-    "--run-seconds=6",
+    "--run-seconds=5",
     "--spread=0.5",
-    "--concurrency=3",
-    "--model-seconds=kling-video=10",
+    "--concurrency=12",
+    "--model-seconds=kling-video=12",
 )
 
 
@@ -149,14 +149,15 @@ def run_demo(
         posts = emulator.account()["totals"]["posts_accepted"]
 
     # The DAG makes a folder for each night; this one had a single night.
-    account = next(media.rglob("account.json"), None)
-    rows = [] if account is None else read_account(account)
-    if rows:
+    manifest = next(media.rglob("manifest.jsonl"), None)
+    rows = [] if manifest is None else read_account(manifest)
+    if manifest is not None:
         console.print(table_of(rows))
+        console.print(summary_of(manifest.with_name("manifest.summary.json")))
         sheet = folder / "contact-sheet.png"
         draw_contact_sheet(rows, title_of(rows), sheet)
         console.print(f"Contact sheet: {sheet}", highlight=False, soft_wrap=True)
-        console.print(f"Account:       {account}", highlight=False, soft_wrap=True)
+        console.print(f"Manifest:      {manifest}", highlight=False, soft_wrap=True)
     console.print(f"The gateway accepted {posts} submits for {len(keys)} prompts.", highlight=False)
     problems = what_is_wrong(keys, rows, posts, run_state)
     if problems:
@@ -238,6 +239,21 @@ def table_of(rows: Sequence[Row]) -> Table:
             "\n".join(map(_pixels, row.files)) or "-",
             "\n".join(in_units(file.size) for file in row.files) or "-",
         )
+    return table
+
+
+def summary_of(path: Path) -> Table:
+    """Lay out the manifest's summary: the counts, which add up to what was asked for, and the totals."""
+    summary = json.loads(path.read_text(encoding="utf-8"))
+    table = Table(title="The manifest's summary", title_justify="left", show_header=False)
+    for name, count in summary["counts"].items():
+        if count:
+            table.add_row(name, str(count))
+    for name in ("posts", "files"):
+        table.add_row(name, str(summary[name]))
+    table.add_row("bytes", in_units(summary["bytes"]))
+    table.add_row("seconds queued", f"{summary['seconds_queued']:.1f}")
+    table.add_row("seconds running", f"{summary['seconds_running']:.1f}")
     return table
 
 

@@ -1,15 +1,17 @@
-"""The account that the nightly DAG leaves: what became of each prompt, and whether that is a success."""
+"""The manifest that the nightly DAG leaves: what became of each prompt, and whether that is a success."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import av
 import PIL.Image
+from airflow.sdk import ObjectStoragePath
+
+from airflow_provider_uniapi_fal.landing.manifest import ManifestRow, read_manifest
 
 SUCCEEDED = "succeeded"
 
@@ -47,28 +49,27 @@ class Row:
 
 
 def read_account(path: Path) -> list[Row]:
-    """Read the rows of an account; paths of files may be absolute, `file://` or relative to the account."""
-    account = json.loads(path.read_text(encoding="utf-8"))
-    return [_row(row, path.parent) for row in account["rows"]]
+    """Read the rows of a manifest that holds the arguments, too."""
+    return [_row(row) for row in read_manifest(ObjectStoragePath(path.as_uri())).rows]
 
 
-def _row(row: Mapping[str, Any], folder: Path) -> Row:
+def _row(row: ManifestRow) -> Row:
     files = tuple(
         MediaFile(
-            path=folder / file["path"].removeprefix("file://"),
-            size=file["bytes"],
-            content_type=file.get("content_type") or "",
+            path=Path(file.path.removeprefix("file://")),
+            size=file.bytes,
+            content_type=file.content_type or "",
         )
-        for file in row.get("files") or ()
+        for file in row.files
     )
     return Row(
-        key=row["key"],
-        model=row["model"],
-        prompt=row["prompt"],
-        outcome=row["outcome"],
-        error=row.get("error"),
-        seconds_queued=row.get("seconds_queued"),
-        seconds_running=row.get("seconds_running"),
+        key=row.key,
+        model=row.model,
+        prompt=str((row.arguments or {}).get("prompt", "")),
+        outcome=row.outcome,
+        error=None if row.error is None else row.error.message,
+        seconds_queued=row.seconds_queued,
+        seconds_running=row.seconds_running,
         files=files,
     )
 

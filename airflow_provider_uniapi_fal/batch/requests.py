@@ -169,15 +169,33 @@ def _read_file(where: str | ObjectStoragePath, conn_id: str | None) -> list[Mapp
     path = ObjectStoragePath(where, conn_id=conn_id) if isinstance(where, str) else where
     try:
         if suffix == ".parquet":
-            return _parquet(path)
-        text = path.read_text(encoding="utf-8-sig")
-        return _csv(text) if suffix == ".csv" else _json_lines(text)
+            rows = _parquet(path)
+        else:
+            text = path.read_text(encoding="utf-8-sig")
+            rows = _csv(text) if suffix == ".csv" else _json_lines(text)
     except (OSError, ValueError) as error:
         raise error_of(
             bad_input(
                 f"requests: {path} cannot be read as a table of rows ({type(error).__name__}: {error})."
             )
         ) from error
+    return [_with_files_beside(row, path.parent) for row in rows]
+
+
+def _with_files_beside(row: Any, folder: ObjectStoragePath) -> Any:
+    """Return a row in which each input that is a bare path is the path of a file beside the table."""
+    if not isinstance(row, Mapping) or not isinstance(row.get("arguments"), Mapping):
+        return row
+    arguments = {name: _beside(name, value, folder) for name, value in row["arguments"].items()}
+    return {**row, "arguments": arguments}
+
+
+def _beside(name: str, value: Any, folder: ObjectStoragePath) -> Any:
+    if name.endswith("_urls") and isinstance(value, (list, tuple)):
+        return [_beside("_url", item, folder) for item in value]
+    if name.endswith("_url") and isinstance(value, str) and value and ":" not in value:
+        return str(folder / value)
+    return value
 
 
 def _json_lines(text: str) -> list[Mapping[str, Any]]:

@@ -18,6 +18,7 @@ FILES = sorted(EXAMPLES.glob("*.py"))
 
 #: Every example and its tasks: an example that is added or changed is looked at here.
 TASKS = {
+    "nightly_batch": {"media"},
     "nightly_media": {
         "read_prompts",
         "tonight",

@@ -66,7 +66,7 @@ def test_a_refused_prompt_fails_the_demo_and_the_others_are_there_all_the_same(t
     assert processes_below(folder) == []
 
 
-@pytest.mark.parametrize("moment", ["starting Airflow", "submit "])
+@pytest.mark.parametrize("moment", ["starting Airflow", "media "])
 def test_ctrl_c_leaves_nothing_running(moment: str, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     log = tmp_path / "output.log"

@@ -12,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from airflow.sdk import ObjectStoragePath
 from PIL import Image
 from rich.console import Console
 
+from airflow_provider_uniapi_fal.landing.files import LandedFile
+from airflow_provider_uniapi_fal.landing.manifest import Manifest, ManifestRow, RowError, write_manifest
 from demo import __main__ as demo
 from demo.account import BrokenMedia, MediaFile, Row, picture_of, read_account, read_keys, what_is_wrong
 from demo.contact_sheet import draw_contact_sheet
@@ -37,35 +40,23 @@ def row(key: str, *files: MediaFile, outcome: str = "succeeded", error: str | No
 # The account
 
 
-def test_an_account_is_read_whatever_form_its_paths_have(tmp_path: Path) -> None:
-    paths = [str(tmp_path / "a.png"), f"file://{tmp_path}/a.png", "a.png"]
-    file: dict[str, Any] = {
-        "bytes": 3,
-        "sha256": "0",
-        "content_type": "image/png",
-        "width": None,
-        "height": None,
-    }
-    account = {
-        "counts": {"asked": 1},
-        "rows": [
-            {
-                "key": "a",
-                "model": "flux/dev",
-                "prompt": "A",
-                "outcome": "succeeded",
-                "error": None,
-                "request_id": "id",
-                "seconds_queued": 0.5,
-                "seconds_running": None,
-                "files": [{"path": path, **file} for path in paths],
-            }
-        ],
-    }
-    (tmp_path / "account.json").write_text(json.dumps(account))
-    (read,) = read_account(tmp_path / "account.json")
-    assert {file.path for file in read.files} == {tmp_path / "a.png"}
-    assert (read.key, read.seconds_queued, read.seconds_running) == ("a", 0.5, None)
+def test_a_manifest_is_read_with_its_prompts_and_its_files(tmp_path: Path) -> None:
+    file = LandedFile("images[0]", f"file://{tmp_path}/a.png", 3, "0" * 64, "image/png", None, None, False)
+    made = {"fal_conn_id": "fal_default", "dialect": "fal", "arguments_sha256": "0" * 64, "model": "flux/dev"}
+    rows = (
+        ManifestRow("a", 0, outcome="succeeded", arguments={"prompt": "A"}, files=(file,), **made),
+        ManifestRow(
+            "b", 1, outcome="refused", error=RowError("content_refused", "No.", "maybe", False), **made
+        ),
+    )
+    write_manifest(Manifest(rows), ObjectStoragePath((tmp_path / "manifest.jsonl").as_uri()))
+    first, second = read_account(tmp_path / "manifest.jsonl")
+    assert (first.prompt, first.files) == ("A", (MediaFile(tmp_path / "a.png", 3, "image/png"),))
+    assert (second.outcome, second.error, second.prompt) == ("refused", "No.", "")
+    console = Console(file=io.StringIO(), width=100)
+    console.print(demo.summary_of(tmp_path / "manifest.summary.json"))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(word in shown for word in ("asked", "2", "refused", "3 B"))
 
 
 def test_a_run_in_which_all_is_well_has_nothing_wrong(tmp_path: Path) -> None:
@@ -231,10 +222,11 @@ def test_the_table_says_what_became_of_each_prompt(tmp_path: Path) -> None:
 
 def test_the_prompts_show_several_models_and_one_video_from_a_local_picture() -> None:
     prompts = [json.loads(line) for line in PROMPTS.read_text(encoding="utf-8").splitlines()]
-    assert len(prompts) >= 12
+    assert len(prompts) >= 60
     assert len(set(read_keys(PROMPTS))) == len(prompts)
     assert len({prompt["model"] for prompt in prompts}) >= 5
     assert any(prompt["arguments"].get("num_images", 1) > 1 for prompt in prompts)
+    assert sum("video" in prompt["model"] for prompt in prompts) >= 3
     (video,) = [prompt for prompt in prompts if "image_url" in prompt["arguments"]]
     picture = PROMPTS.parent / video["arguments"]["image_url"]
     assert picture.stat().st_size < 100_000

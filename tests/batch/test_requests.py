@@ -1,0 +1,116 @@
+"""Rows from a list, JSON Lines, CSV and Parquet come to the same."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa  # type: ignore[import-untyped]
+import pytest
+from airflow.sdk import ObjectStoragePath
+from pyarrow import parquet
+
+from airflow_provider_uniapi_fal.batch.requests import read_rows
+from airflow_provider_uniapi_fal.exceptions import FalInputError
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ROWS: list[dict[str, Any]] = [
+    {
+        "key": "harbour",
+        "model": "flux/dev",
+        "arguments": {"prompt": 'A harbour, at "dawn"\nand 1984', "num_images": 2, "seed": 7},
+        "campaign": "spring",
+    },
+    {"key": "港口", "arguments": {"prompt": "黎明的港口\u2028在海边", "seed": 8}},
+]
+
+
+def written(place: str, name: str, content: bytes) -> str:
+    path = ObjectStoragePath(place) / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return str(path)
+
+
+def test_json_lines(place: str) -> None:
+    text = "\n\n".join(json.dumps(row, ensure_ascii=False) for row in ROWS) + "\n"
+    for name in ("rows.jsonl", "rows.ndjson", "ROWS.JSONL"):
+        assert read_rows(written(place, name, text.encode())) == ROWS
+
+
+def test_csv_with_a_column_for_each_argument(place: str) -> None:
+    text = (
+        "key,model,prompt,num_images:json,seed:json,metadata.campaign\r\n"
+        'harbour,flux/dev,"A harbour, at ""dawn""\nand 1984",2,7,spring\r\n'
+        "港口,,黎明的港口\u2028在海边,,8,\r\n"
+    )
+    assert read_rows(written(place, "rows.csv", ("\ufeff" + text).encode())) == ROWS
+
+
+def test_csv_with_a_column_of_arguments(place: str) -> None:
+    text = 'key,arguments,shot:json,note\none,"{""prompt"": ""x"", ""seed"": 3}",7,1984\n'
+    assert read_rows(written(place, "rows.csv", text.encode())) == [
+        {"key": "one", "arguments": {"prompt": "x", "seed": 3}, "shot": 7, "note": "1984"}
+    ]
+
+
+def test_a_number_in_a_text_file_stays_a_text_unless_the_heading_says_json(place: str) -> None:
+    [row] = read_rows(written(place, "rows.csv", b"prompt,steps:json\n1984,28\n"))
+    assert row["arguments"] == {"prompt": "1984", "steps": 28}
+
+
+def test_parquet(place: str, tmp_path: Path) -> None:
+    table = pa.table(
+        {
+            "key": ["harbour", "港口"],
+            "model": ["flux/dev", None],
+            "prompt": [row["arguments"]["prompt"] for row in ROWS],
+            "num_images": [2, None],
+            "seed": [7, 8],
+            "metadata.campaign": ["spring", None],
+        }
+    )
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    assert read_rows(written(place, "rows.parquet", (tmp_path / "rows.parquet").read_bytes())) == ROWS
+
+
+def test_an_input_that_is_a_bare_path_is_a_file_beside_the_table(place: str) -> None:
+    given = {
+        "image_url": "in/start.png",
+        "mask_url": "https://x/y.png",
+        "ref_image_urls": ["a.png", "data:,"],
+    }
+    text = json.dumps({"arguments": given})
+    [row] = read_rows(written(place, "tables/rows.jsonl", text.encode()))
+    assert row["arguments"] == {
+        "image_url": f"{place}/tables/in/start.png",
+        "mask_url": "https://x/y.png",
+        "ref_image_urls": [f"{place}/tables/a.png", "data:,"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("rows.jsonl", b'{"arguments": {}}\n{"a secret', "line 2 is no JSON"),
+        ("rows.jsonl", b"\xff\xfe", "UnicodeDecodeError"),
+        ("rows.csv", b"key,prompt\none\n", "more or fewer cells"),
+        ("rows.csv", b"key,prompt\none,a secret,three\n", "more or fewer cells"),
+        ("rows.csv", b"prompt,seed:json\na secret,seven\n", "cannot be read"),
+        ("rows.parquet", b"PAR1 it is not", "cannot be read"),
+    ],
+)
+def test_a_file_that_is_no_table_is_refused_without_quoting_it(
+    place: str, name: str, content: bytes, words: str
+) -> None:
+    with pytest.raises(FalInputError, match=words) as raised:
+        read_rows(written(place, name, content))
+    assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize("given", ["a prompt", "s3://bucket/rows.txt", {"arguments": {}}, 7, None])
+def test_what_is_no_list_and_no_file_is_refused(given: Any) -> None:
+    with pytest.raises(FalInputError, match="a list of rows is needed"):
+        read_rows(given)

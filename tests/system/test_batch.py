@@ -1,0 +1,217 @@
+"""A night in one task on a real scheduler and triggerer, with what it needs killed under it; posts are counted."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from airflow.sdk import ObjectStoragePath
+
+from airflow_provider_uniapi_fal.emulator.running import Emulator, EmulatorProcess
+from airflow_provider_uniapi_fal.landing.manifest import Manifest, read_manifest
+from demo.local_airflow import LocalAirflow
+from tests.system.conftest import KEY
+from tests.system.waiting import eventually
+
+if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.landing.manifest import ManifestRow
+
+pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+
+DAGS = Path(__file__).parent / "dags"
+
+
+class Night:
+    """One run of a batch, known by what its prompts begin with."""
+
+    def __init__(
+        self, airflow: LocalAirflow, emulator: Emulator, dag_id: str, place: Path, name: str
+    ) -> None:
+        self.airflow, self.emulator, self.dag_id, self.name = airflow, emulator, dag_id, name
+        self.place = place
+        self.run_id = ""
+
+    def begin(self, count: int = 8, **more: Any) -> None:
+        size = {"width": 64, "height": 48}
+        rows = [
+            {"key": f"{n:03}", "arguments": {"prompt": f"{self.name} {n:03}.", "image_size": size}, **more}
+            for n in range(count)
+        ]
+        table = self.place / "table.jsonl"
+        table.write_text("\n".join(map(json.dumps, rows)))
+        self.airflow.wait_for_dag(self.dag_id)
+        conf = {"table": table.as_uri(), "destination": (self.place / "night").as_uri()}
+        self.run_id = self.airflow.trigger(self.dag_id, conf=conf)
+
+    def jobs(self) -> list[dict[str, Any]]:
+        return [job for job in self.emulator.account()["jobs"] if job["prompt"].startswith(self.name)]
+
+    def posts(self) -> int:
+        return sum(job["accepted_posts"] for job in self.jobs())
+
+    def kill_worker(self) -> None:
+        os.kill(self.airflow.pid_of_task(self.dag_id, self.run_id, "batch"), signal.SIGKILL)
+
+    def end(self, seconds: float = 150) -> str:
+        return self.airflow.wait_for_run(self.dag_id, self.run_id, seconds)
+
+    def tries(self) -> int:
+        return self.airflow.task_instance(self.dag_id, self.run_id, "batch").try_number
+
+    def landed(self) -> list[Path]:
+        return sorted((self.place / "night").glob("*.jpg"))
+
+    def manifest(self) -> Manifest:
+        return read_manifest(ObjectStoragePath((self.place / "night" / "manifest.jsonl").as_uri()))
+
+    def assert_all_is_whole(self, count: int) -> tuple[ManifestRow, ...]:
+        """Each row is accounted for, each file is whole, and none is there that no row has."""
+        rows = self.manifest().rows
+        assert [row.key for row in rows] == [f"{n:03}" for n in range(count)]
+        files = [file for row in rows for file in row.files]
+        for file in files:
+            content = Path(file.path.removeprefix("file://")).read_bytes()
+            assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)
+        assert sorted(Path(file.path.removeprefix("file://")) for file in files) == self.landed()
+        return rows
+
+
+Begun = Callable[..., Night]
+
+
+@pytest.fixture
+def night(airflow: LocalAirflow, emulator: Emulator, tmp_path: Path) -> Begun:
+    return lambda dag_id, name: Night(airflow, emulator, dag_id, tmp_path, name)
+
+
+def test_a_night_defers_lands_and_is_paid_once_each(night: Begun, airflow: LocalAirflow) -> None:
+    tonight = night("batch_deferred", "A quiet night")
+    tonight.emulator.add_fault(fault="job", match="A quiet night 003", flagged=True)
+    tonight.begin()
+    airflow.wait_for_task(tonight.dag_id, tonight.run_id, "batch", "deferred")
+    [(kwargs,)] = airflow.query("SELECT kwargs FROM trigger WHERE classpath LIKE '%FalBatchTrigger'")[:1] or [
+        ("",)
+    ]
+    assert "A quiet night" not in str(kwargs)
+    # The gallery finds a night before it is over.
+    path = airflow.xcom(tonight.dag_id, tonight.run_id, "batch", key="manifest_path")
+    assert path == (tonight.place / "night" / "manifest.jsonl").as_uri()
+    assert tonight.end() == "success"
+    assert tonight.posts() == 8
+    assert tonight.tries() == 1
+    rows = tonight.assert_all_is_whole(8)
+    assert [row.outcome for row in rows].count("succeeded") == 7
+    assert rows[3].outcome == "flagged"
+    made = airflow.xcom(tonight.dag_id, tonight.run_id, "batch")
+    assert made["counts"] == tonight.manifest().counts
+    assert [place for place in airflow.places_with("A quiet night") if ".log" in place] == []
+
+
+def test_a_worker_killed_while_submitting_leaves_one_wave_unknown_at_most(night: Begun) -> None:
+    tonight = night("batch_blocking", "Killed while submitting")
+    # The second wave of 50 stands at the gateway when the worker dies.
+    tonight.emulator.add_fault(fault="slow", on="submit", match="Killed while submitting 07", seconds=8)
+    tonight.begin(80)
+    eventually(lambda: len(tonight.jobs()) > 60, 60)
+    tonight.kill_worker()
+    assert tonight.end() == "failed"
+    assert tonight.tries() == 2
+    rows = tonight.assert_all_is_whole(80)
+    unknown = [row.key for row in rows if row.outcome == "unknown"]
+    assert 1 <= len(unknown) <= 30
+    assert set(unknown) <= {f"{n:03}" for n in range(50, 80)}
+    assert len(unknown) + sum(row.outcome == "succeeded" for row in rows) == 80
+    # None of those was posted again: no prompt was accepted twice.
+    prompts = [job["prompt"] for job in tonight.jobs()]
+    assert len(prompts) == len(set(prompts)) == tonight.posts() <= 80
+
+
+@pytest.mark.long
+def test_a_worker_killed_while_it_waits_takes_up_the_same_jobs(night: Begun) -> None:
+    tonight = night("batch_blocking", "Killed while waiting")
+    tonight.begin()
+    eventually(lambda: len(tonight.jobs()) == 8 and all(j["calls"]["status"] for j in tonight.jobs()), 60)
+    tonight.kill_worker()
+    assert tonight.end() == "success"
+    assert (tonight.posts(), tonight.tries()) == (8, 2)
+    assert {row.outcome for row in tonight.assert_all_is_whole(8)} == {"succeeded"}
+
+
+@pytest.mark.long
+def test_a_worker_killed_while_landing_lands_the_rest(night: Begun) -> None:
+    tonight = night("batch_deferred", "Killed while landing")
+    tonight.emulator.add_fault(fault="slow", on="media", match="Killed while landing 00", seconds=4)
+    tonight.begin(24)
+    eventually(lambda: bool(tonight.landed()), 90)
+    tonight.kill_worker()
+    assert tonight.end() == "success"
+    assert (tonight.posts(), tonight.tries()) == (24, 2)
+    assert {row.outcome for row in tonight.assert_all_is_whole(24)} == {"succeeded"}
+
+
+@pytest.mark.long
+def test_a_batch_outlives_its_triggerer(night: Begun, airflow: LocalAirflow) -> None:
+    tonight = night("batch_deferred", "The triggerer of the batch dies")
+    tonight.emulator.add_fault(fault="job", match="triggerer of the batch dies", run_seconds=20)
+    tonight.begin()
+    airflow.wait_for_task(tonight.dag_id, tonight.run_id, "batch", "deferred")
+    eventually(lambda: all(job["calls"]["status"] >= 2 for job in tonight.jobs()), 60)
+    airflow.kill("triggerer")
+    airflow.restart("triggerer")
+    assert tonight.end() == "success"
+    assert (tonight.posts(), tonight.tries()) == (8, 1)
+    assert {row.outcome for row in tonight.assert_all_is_whole(8)} == {"succeeded"}
+    assert all(job["calls"]["cancel"] == 0 for job in tonight.jobs())
+
+
+@pytest.mark.long
+def test_marking_a_deferred_batch_failed_cancels_its_jobs(night: Begun, airflow: LocalAirflow) -> None:
+    tonight = night("batch_deferred", "Marked failed")
+    tonight.emulator.add_fault(fault="job", match="Marked failed", stuck=True)
+    tonight.begin()
+    airflow.wait_for_task(tonight.dag_id, tonight.run_id, "batch", "deferred")
+    eventually(lambda: all(job["calls"]["status"] >= 1 for job in tonight.jobs()), 60)
+    airflow.set_task_state(tonight.dag_id, tonight.run_id, "batch", "failed")
+    eventually(lambda: all(job["cancelled"] for job in tonight.jobs()), 30)
+    assert tonight.posts() == 8
+
+
+@pytest.fixture
+def restarting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[LocalAirflow, EmulatorProcess]]:
+    """An Airflow of its own, because its gateway goes away and comes back."""
+    state = tmp_path_factory.mktemp("gateway") / "state.json"
+    with EmulatorProcess(queue_seconds=1, run_seconds=15, key=KEY, state=str(state)) as gateway:
+        connection = {
+            "conn_type": "uniapi_fal",
+            "host": gateway.url,
+            "password": KEY,
+            "extra": {"media_hosts": ["127.0.0.1"]},
+        }
+        with LocalAirflow(
+            tmp_path_factory.mktemp("airflow"),
+            dags=DAGS,
+            environment={"AIRFLOW_CONN_FAL_DEFAULT": json.dumps(connection), "GATES": str(state.parent)},
+        ) as own:
+            yield own, gateway
+
+
+@pytest.mark.long
+def test_a_batch_outlives_its_gateway(
+    restarting: tuple[LocalAirflow, EmulatorProcess], tmp_path: Path
+) -> None:
+    own, gateway = restarting
+    tonight = Night(own, gateway, "batch_deferred", tmp_path, "The gateway restarts")
+    tonight.begin()
+    own.wait_for_task(tonight.dag_id, tonight.run_id, "batch", "deferred")
+    eventually(lambda: all(job["calls"]["status"] >= 1 for job in tonight.jobs()), 60)
+    gateway.kill()
+    gateway.restart()
+    assert tonight.end() == "success"
+    assert (tonight.posts(), tonight.tries()) == (8, 1)
+    assert {row.outcome for row in tonight.assert_all_is_whole(8)} == {"succeeded"}

@@ -1,0 +1,249 @@
+"""The trigger of a batch: it watches what the journal names, keeps each result there, and calls a worker in time."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+from airflow.sdk import ObjectStoragePath
+from airflow.sdk._shared.module_loading import import_string
+from airflow.sdk.serde import deserialize, serialize
+
+from airflow_provider_uniapi_fal.exceptions import FalSubmitOutcomeUnknown
+from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
+from airflow_provider_uniapi_fal.ledger.rows import Entry, Step
+from airflow_provider_uniapi_fal.triggers import batch as triggers
+from airflow_provider_uniapi_fal.triggers.batch import FalBatchTrigger, LandSettings, WatchSettings, began_of
+from tests.fakes import ARGUMENTS, KEY, MODEL, PROMPT, as_json, calls, posts, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from airflow_provider_uniapi_fal.emulator.running import Emulator
+    from tests.fakes import Start
+
+
+@pytest.fixture(autouse=True)
+def without_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(triggers, "GATHER_SECONDS", 0.05)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ObjectStoragePath:
+    return ObjectStoragePath(f"file://{tmp_path}/night/manifest.journal")
+
+
+def submit(folder: ObjectStoragePath, *keys: str) -> None:
+    """Leave a journal as a worker leaves it that has submitted a job for each key."""
+    journal = Journal.opened(folder, Owner("nights", "tonight", "batch"))
+    entries = []
+    for key in keys:
+        accepted: Any = FalHook().submit(MODEL, {**ARGUMENTS, "prompt": f"{PROMPT} {key}"})
+        entries.append(Entry(key, 1, Step.SUBMITTED, "asked", 1, 2, time.time(), handle=accepted.handle))
+    journal.write(entries)
+
+
+def trigger(folder: ObjectStoragePath, **options: Any) -> FalBatchTrigger:
+    watch = {"began": time.time(), "poke_interval": 0.05, **options.pop("watch", {})}
+    return FalBatchTrigger(journal=str(folder), watch=watch, try_number=1, max_tries=2, **options)
+
+
+def as_airflow_restores_it(watching: FalBatchTrigger) -> FalBatchTrigger:
+    path, kwargs = watching.serialize()
+    restored = deserialize(as_json(serialize(kwargs)))
+    return cast("FalBatchTrigger", import_string(path)(**cast("Any", restored)))
+
+
+def fired(watching: FalBatchTrigger) -> dict[str, Any]:
+    async def run() -> list[Any]:
+        return [event.payload async for event in watching.run()]
+
+    [payload] = asyncio.run(run())
+    return cast("dict[str, Any]", deserialize(as_json(serialize(payload))))
+
+
+def steps(folder: ObjectStoragePath) -> dict[str, Step]:
+    return {key: state.step for key, state in Journal.reading(folder).rows.items()}
+
+
+def test_it_is_restored_from_the_database_as_it_was(folder: ObjectStoragePath) -> None:
+    watching = FalBatchTrigger.of(
+        Journal(folder),
+        WatchSettings(99.5, 10.0, 5.0, False, 2.0),
+        LandSettings(7, 8.0),
+        triggers.Try(3, 4),
+        cancel_on_kill=True,
+        hold_until=6.0,
+    )
+    restored = as_airflow_restores_it(watching)
+    assert restored.serialize() == watching.serialize()
+    assert WatchSettings(**restored.watch) == WatchSettings(99.5, 10.0, 5.0, False, 2.0)
+
+
+def test_what_lies_in_the_database_names_the_journal_and_no_job_key_or_prompt(
+    start: Start, folder: ObjectStoragePath
+) -> None:
+    start(run_seconds=0.2)
+    submit(folder, "a", "b")
+    watching = trigger(folder)
+    event = fired(watching)
+    written = json.dumps([watching.serialize(), event])
+    for secret in (
+        KEY,
+        PROMPT,
+        *(s.handle.request_id for s in Journal.reading(folder).rows.values() if s.handle),
+    ):
+        assert secret not in written
+    assert began_of(event) == watching.watch["began"]
+
+
+def test_it_fires_when_all_have_ended_and_keeps_each_result_in_the_journal(
+    start: Start, folder: ObjectStoragePath
+) -> None:
+    emulator = start(run_seconds=0.2)
+    submit(folder, "a", "b", "c")
+    event = fired(as_airflow_restores_it(trigger(folder)))
+    assert (event["ready"], event["running"]) == (3, 0)
+    assert set(steps(folder).values()) == {Step.SUCCEEDED}
+    found = dict(Journal.reading(folder).results(["a", "b", "c"]))
+    assert {key: result.media[0].where for key, result in found.items()} == dict.fromkeys("abc", "images[0]")
+    assert (len(calls(emulator, "result")), calls(emulator, "media"), posts(emulator)) == (3, [], 3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "ready"), [({"land_every": 2}, 2), ({"land_every": 9, "land_after": 0.2}, 2)]
+)
+def test_it_fires_for_enough_results_or_after_some_time_while_others_run(
+    start: Start, folder: ObjectStoragePath, settings: dict[str, Any], ready: int
+) -> None:
+    emulator = start()
+    emulator.add_fault(fault="job", match=f"{PROMPT} c", stuck=True)
+    submit(folder, "a", "b", "c")
+    event = fired(trigger(folder, **settings))
+    assert (event["ready"], event["running"]) == (ready, 1)
+    assert steps(folder)["c"] is Step.SUBMITTED
+
+
+def test_it_holds_its_event_while_a_resumed_task_may_be_failed_and_gathers_more(
+    start: Start, folder: ObjectStoragePath
+) -> None:
+    start()
+    submit(folder, "a", "b", "c")
+    until = time.time() + 1.0
+    event = fired(trigger(folder, land_every=1, hold_until=until))
+    assert time.time() >= until
+    assert event["ready"] == 3
+
+
+def test_a_result_that_only_a_worker_can_fetch_calls_one_at_once(
+    start: Start, folder: ObjectStoragePath
+) -> None:
+    emulator = start(
+        faults=[{"fault": "oversized", "on": "result", "match": f"{PROMPT} a", "size": 2_000_000}]
+    )
+    emulator.add_fault(fault="job", match=f"{PROMPT} b", stuck=True)
+    submit(folder, "a", "b")
+    event = fired(trigger(folder))
+    assert (event["ready"], event["running"]) == (1, 1)
+    assert Journal.reading(folder).rows["a"].spool is None
+
+
+def test_another_triggerer_goes_on_where_the_first_one_was(start: Start, folder: ObjectStoragePath) -> None:
+    emulator = start()
+    emulator.add_fault(fault="job", match=f"{PROMPT} b", run_seconds=1.5)
+    submit(folder, "a", "b")
+
+    async def broken_off() -> None:
+        watching = asyncio.ensure_future(anext(trigger(folder).run()))
+        while steps(folder)["a"] is not Step.SUCCEEDED:
+            await asyncio.sleep(0.02)
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+
+    asyncio.run(broken_off())
+    event = fired(trigger(folder))
+    assert (event["ready"], event["running"]) == (2, 0)
+    assert len(calls(emulator, "result")) == 2
+
+
+@pytest.mark.parametrize(
+    ("job", "watch", "step"),
+    [
+        ({"failure": "refused"}, {}, Step.ENDED),
+        ({"stuck": True}, {"queue_timeout": 0.2}, Step.ENDED),
+        ({"stuck": True, "cancel": "ignored"}, {"timeout": 0.2}, Step.OUT_OF_SIGHT),
+    ],
+)
+def test_one_that_fails_is_written_down_with_its_fate_and_touches_no_other(
+    start: Start, folder: ObjectStoragePath, job: dict[str, Any], watch: dict[str, Any], step: Step
+) -> None:
+    emulator = start()
+    emulator.add_fault(fault="job", match=f"{PROMPT} b", **job)
+    submit(folder, "a", "b")
+    fired(trigger(folder, watch=watch))
+    assert steps(folder) == {"a": Step.SUCCEEDED, "b": step}
+    failure = Journal.reading(folder).rows["b"].entry.failure
+    assert failure is not None
+    assert failure.may_run is (step is Step.OUT_OF_SIGHT)
+    assert failure.request_id is not None
+
+
+def test_a_journal_that_cannot_be_read_is_the_workers_error(start: Start, folder: ObjectStoragePath) -> None:
+    start()
+    submit(folder, "a")
+    [segment] = (folder / "segments").iterdir()
+    segment.write_text("garbage")
+    event = fired(trigger(folder))
+    with pytest.raises(FalSubmitOutcomeUnknown, match="journal cannot be read"):
+        began_of(event)
+
+
+@pytest.mark.parametrize(
+    ("states", "cancels"), [({"deferred"}, 0), ({"running"}, 0), (set(), 0), ({"failed"}, 2), ({"none"}, 2)]
+)
+def test_a_kill_cancels_all_that_run_only_if_a_user_has_killed_the_task(
+    start: Start,
+    folder: ObjectStoragePath,
+    monkeypatch: pytest.MonkeyPatch,
+    states: set[str],
+    cancels: int,
+) -> None:
+    emulator: Emulator = start(stuck=True)
+    submit(folder, "a", "b")
+    monkeypatch.setattr(triggers, "states_of", lambda ti: states)
+    watching = trigger(folder, cancel_on_kill=True)
+    watching.task_instance = cast("Any", SimpleNamespace(task_id="batch"))
+
+    async def killed() -> None:
+        running = asyncio.ensure_future(anext(watching.run()))
+        await asyncio.sleep(0.2)
+        # As Airflow does it: the handler itself is cancelled again after a while.
+        handler = asyncio.ensure_future(watching.on_kill())
+        await asyncio.sleep(0.01)
+        handler.cancel()
+        running.cancel()
+        await asyncio.gather(handler, running, return_exceptions=True)
+
+    asyncio.run(killed())
+    wait_until(lambda: len(calls(emulator, "cancel")) == cancels)
+
+
+@pytest.mark.parametrize(
+    ("state", "due"),
+    [
+        ({"ready": 0, "since": 5.0, "running": 3, "urgent": False}, float("inf")),
+        ({"ready": 0, "since": 5.0, "running": 0, "urgent": False}, 0.0),
+        ({"ready": 99, "since": 5.0, "running": 1, "urgent": False}, 65.0),
+        ({"ready": 100, "since": 5.0, "running": 1, "urgent": False}, 0.0),
+        ({"ready": 1, "since": 5.0, "running": 1, "urgent": True}, 0.0),
+    ],
+)
+def test_a_worker_is_called_for_enough_results_for_old_ones_or_at_the_end(
+    state: dict[str, Any], due: float
+) -> None:
+    assert LandSettings().due(**state) == due

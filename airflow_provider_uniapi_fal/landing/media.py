@@ -12,7 +12,7 @@ import threading
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -129,20 +129,21 @@ class Lander:
         :raises FalProtocolError: proxy or CA certificates cannot be used
         """
         self._gate = asyncio.Semaphore(self._parallel)
-        try:
-            await self._fetcher.__aenter__()
-        except MediaError as error:
-            raise error_of(_failure(f"No media can be fetched: {error}.")) from error
-        self._spool = tempfile.TemporaryDirectory(prefix="uniapi-fal-")
-        self._threads = ThreadPoolExecutor(self._parallel, thread_name_prefix="landing")
+        async with AsyncExitStack() as stack:
+            self._spool = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="uniapi-fal-")))
+            self._threads = ThreadPoolExecutor(self._parallel, thread_name_prefix="landing")
+            # A thread that is still copying must be done before its file is taken away.
+            stack.push_async_callback(asyncio.to_thread, self._threads.shutdown)
+            try:
+                await stack.enter_async_context(self._fetcher)
+            except MediaError as error:
+                raise error_of(_failure(f"No media can be fetched: {error}.")) from error
+            self._open = stack.pop_all()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Close the pool, and leave nothing on the local disk."""
-        await self._fetcher.__aexit__(*exc_info)
-        # A thread that is still copying must be done before its file is taken away.
-        await asyncio.to_thread(self._threads.shutdown)
-        await asyncio.to_thread(self._spool.cleanup)
+        await self._open.aclose()
 
     def remember(self, files: Iterable[LandedFile]) -> None:
         """Keep the names of files that an earlier try of the same night landed, from other results."""
@@ -368,7 +369,7 @@ class Lander:
     @contextmanager
     def _spooled(self) -> Iterator[Path]:
         """Lend a place on the local disk for one file."""
-        local = Path(self._spool.name, str(next(self._numbers)))
+        local = self._spool / str(next(self._numbers))
         try:
             yield local
         finally:

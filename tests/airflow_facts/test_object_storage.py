@@ -11,8 +11,14 @@ from airflow.sdk import ObjectStoragePath
 from airflow.sdk.io import attach
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 
+from tests.storage import bucket, s3_server
+
+__all__ = ["bucket", "s3_server"]
+
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from tests.storage import Store
 
 
 class Interrupted(BaseException):
@@ -40,40 +46,50 @@ def test_a_local_path_is_known_by_its_protocol(address: str, protocol: str) -> N
 
 
 def test_a_file_below_a_folder_is_reached_through_the_folders_connection(target: ObjectStoragePath) -> None:
-    # landing/media.py: destination / name
+    # landing/media.py: _NamesTaken.free() lays each file below the destination.
     assert target.conn_id == target.parent.conn_id
     # And the text that XCom carries as `path` leads there again.
     assert ObjectStoragePath(str(target)).conn_id == target.conn_id
 
 
-def test_an_upload_that_breaks_off_leaves_half_an_object_but_in_a_transaction_none(
-    target: ObjectStoragePath,
-) -> None:
-    # landing/storage.py: put() opens a transaction around the copying.
+def test_an_upload_that_breaks_off_leaves_half_an_object_unless_it_is_to_be_committed(bucket: Store) -> None:
+    # landing/storage.py: put() opens each object with autocommit=False, and commits or discards it.
+    target = bucket.path / "file"
     with suppress(Interrupted):
         write_half(target)
     assert target.read_bytes() == b"half"
 
     other = target.parent / "other"
-    with suppress(Interrupted), other.fs.transaction:
-        write_half(other)
+    with suppress(Interrupted):
+        write_half(other, autocommit=False)
     assert not other.exists()
 
 
-def write_half(target: ObjectStoragePath) -> None:
-    with target.open("wb") as writer:
+def write_half(target: ObjectStoragePath, **options: bool) -> None:
+    with target.fs.open(target.path, "wb", **options) as writer:
         writer.write(b"half")
         raise Interrupted
 
 
-def test_an_upload_in_a_transaction_replaces_what_is_there_when_it_is_whole(
-    target: ObjectStoragePath,
-) -> None:
+def test_an_upload_replaces_what_is_there_when_it_is_committed(bucket: Store) -> None:
+    target = bucket.path / "file"
     target.write_bytes(b"before")
-    with target.fs.transaction, target.open("wb") as writer:
+    with target.fs.open(target.path, "wb", autocommit=False) as writer:
         writer.write(b"after")
-        assert target.read_bytes() == b"before"
+    assert target.read_bytes() == b"before"
+    writer.commit()
     assert target.read_bytes() == b"after"
+
+
+def test_a_file_that_is_to_be_committed_is_kept_last_for_a_transaction(bucket: Store) -> None:
+    target = bucket.path / "file"
+    # landing/storage.py: _begin_upload() takes it out again, for all threads share the transaction.
+    kept = target.fs.transaction.files
+    with target.fs.open(target.path, "wb", autocommit=False) as writer:
+        assert target.fs.transaction.files[-1] is writer
+    assert target.fs.transaction.files is kept
+    assert kept.pop() is writer
+    writer.discard()
 
 
 def test_what_cannot_be_read_is_an_error_of_a_kind_that_is_expected(tmp_path: Path) -> None:

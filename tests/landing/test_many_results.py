@@ -79,10 +79,12 @@ def with_lander(work: Callable[[Lander], Awaitable[T]], **options: Any) -> T:
 def land_all(
     store: Store, results: dict[str, JobResult], template: str = "{key}", **options: Any
 ) -> dict[str, list[LandedFile]]:
+    destination = store.path
+
     async def work(lander: Lander) -> list[list[LandedFile]]:
         return await asyncio.gather(
             *(
-                lander.land(result, store.path, Names(key=key, template=template))
+                lander.land(result, destination, Names(key=key, template=template))
                 for key, result in results.items()
             )
         )

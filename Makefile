@@ -13,7 +13,7 @@ PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-
 	--progress-bar off -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test long chaos lint constraints clean
+.PHONY: help demo test long chaos pythons docs lint constraints clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -29,6 +29,13 @@ long: $(INSTALLED) ## Run the long tests: the matrix of faults, a short form of 
 
 chaos: $(INSTALLED) ## Send 200 jobs through random faults, and account for each
 	@$(BIN)/python -m tests.chaos
+
+pythons: $(INSTALLED) ## Try the wheel and the sdist on each Python that is here, with lowest and highest versions
+	@$(BIN)/python -m pytest tests/packaging/test_pythons.py
+
+docs: $(INSTALLED) ## Build the documentation into build/docs; a warning fails it
+	@AIRFLOW_HOME=$(CURDIR)/build/airflow $(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
+	@echo "build/docs/index.html"
 
 lint: $(INSTALLED) ## Check style, format, types and import contracts
 	$(BIN)/ruff check .

@@ -38,6 +38,7 @@ def get_provider_info() -> dict[str, Any]:
         "triggers": [
             {"integration-name": name, "python-modules": ["airflow_provider_uniapi_fal.triggers.fal"]},
         ],
+        "cli": ["airflow_provider_uniapi_fal.cli.definition.get_fal_commands"],
         "connection-types": [
             {
                 "connection-type": "uniapi_fal",

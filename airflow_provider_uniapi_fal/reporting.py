@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Asset
 
+from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from airflow_provider_uniapi_fal.protocol.errors import Failure
     from airflow_provider_uniapi_fal.protocol.job import JobResult
 
 #: XCom key under which a failed submit, wait or landing leaves what went wrong.
@@ -30,15 +32,16 @@ def summary(result: JobResult) -> str:
 
 
 @contextmanager
-def failure_in_xcom(context: Context) -> Iterator[None]:
+def failure_in_xcom(context: Context, counts: Callable[[Failure], None] = metrics.failed) -> Iterator[None]:
     """
-    Leave a failure in XCom before it is raised, so that an account at the end of the DAG can name it.
+    Leave a failure in XCom before it is raised, so that an account at the end of the DAG can name it; count it.
 
     ``{"outcome", "message", "kind", "what", "billed", "may_run", …}``; no prompt, no input, no key.
     """
     try:
         yield
     except FalError as error:
+        counts(error.failure)
         value = {"outcome": error.failure.outcome, "message": str(error), **error.failure.to_json()}
         context["ti"].xcom_push(key=FAILURE_KEY, value=value)
         raise

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import conf
 
+from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
@@ -203,6 +204,7 @@ class GeneratingOperator(SubmittingOperator):
     ) -> dict[str, Any]:
         self._running = None
         self._say(summary(result))
+        metrics.delivered(result)
         if record is not None:
             ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))
         return result.to_json()

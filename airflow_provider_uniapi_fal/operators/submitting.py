@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
+from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalError, FalSubmitOutcomeUnknown, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.landing.inputs import schema_of, with_files
@@ -249,6 +250,8 @@ class SubmittingOperator(BaseOperator):
         except Exception:
             self.log.error("Request %s was submitted, but the ledger did not take it.", handle.request_id)
             raise
+        finally:
+            metrics.submitted(handle)
         position = accepted.status.queue_position
         where = "" if position is None else f" at position {position}"
         self.log.info(

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseSensorOperator, PokeReturnValue, conf
 from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 
+from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalSensorTimeout, FalTimeout, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
@@ -153,6 +154,7 @@ class FalQueueSensor(BaseSensorOperator):
         with self._skips_as_in_poke_mode(), failure_in_xcom(context), _times_out_as_sensors_do():
             result = result_of(event)
         self._say(summary(result))
+        metrics.delivered(result)
         return result.to_json()
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
@@ -225,6 +227,7 @@ class FalQueueSensor(BaseSensorOperator):
     def _delivered(self, watch: Watch, end: RoundEnd) -> JobResult:
         result = self._hook_of(watch).delivered(watch, end)
         self._say(summary(result))
+        metrics.delivered(result)
         return result
 
     @contextmanager

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pendulum
 from airflow.sdk import BaseOperator, ObjectStoragePath
 
+from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.landing.manifest import (
@@ -139,7 +140,7 @@ class FalToObjectStorageOperator(BaseOperator):
 
     def execute(self, context: Context) -> Any:
         """Copy the files; return where they are, or where their manifest is."""
-        with failure_in_xcom(context):
+        with failure_in_xcom(context, metrics.landing_failed):
             place = self._place(context)
             work = self._work()
             target = self._manifest_target(work, place)

@@ -88,9 +88,11 @@ def test_the_wheel_asks_for_airflow_from_3_3_to_before_4(metadata: Metadata) -> 
         "aiohttp",
         "apache-airflow",
         "certifi",
+        "jsonschema",
         "pendulum",
         "puremagic",
         "requests",
+        "rich",
         "urllib3",
         "yarl",
     }

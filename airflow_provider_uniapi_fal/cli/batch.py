@@ -1,0 +1,186 @@
+"""``airflow fal batch``: a night from a terminal, by the same steps and the same journal as the operator's."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import pendulum
+
+from airflow_provider_uniapi_fal.batch.night import MANIFEST_NAME, Night, NightSettings
+from airflow_provider_uniapi_fal.batch.session import SessionSettings
+from airflow_provider_uniapi_fal.cli.jobs import storage_path
+from airflow_provider_uniapi_fal.cli.terminal import (
+    ExitCode,
+    confirm,
+    exit_code_of,
+    fail,
+    progress,
+    refuse,
+    say,
+    show,
+    verb,
+)
+from airflow_provider_uniapi_fal.exceptions import FalError
+from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
+from airflow_provider_uniapi_fal.landing.media import Limits
+from airflow_provider_uniapi_fal.landing.names import check_template
+from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
+from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, Try
+from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS
+from airflow_provider_uniapi_fal.triggers.batch import WatchSettings
+
+if TYPE_CHECKING:
+    import argparse
+
+#: Whose the journal is: it lies beside its manifest, so the place alone tells one batch from another.
+OWNER = Owner(dag_id="", run_id="airflow fal batch", task_id="")
+
+#: Seconds between two looks at how far the batch is.
+SHOW_EVERY = 0.5
+
+
+@verb
+def batch(args: argparse.Namespace) -> ExitCode | None:
+    """Check the table, say what will be paid, ask, and work until every row is accounted for."""
+    night = _night(args)
+    requests = str(storage_path(args.requests, None))
+    night.read(requests, conn_id=args.storage_conn_id, model=args.model, dialect=args.dialect)
+    counts = replace(night, say=_unsaid).dry_run()
+    paid = counts["would_submit"]
+    models = ", ".join(f"{count} of {model}" for model, count in sorted(counts["models"].items()))
+    plan = (
+        f"{counts['rows']} rows at {night.hook.account.base_url}: {paid} paid jobs to submit"
+        f"{f' ({models})' if models else ''}, {counts['would_watch']} to watch, {counts['would_land']} to land."
+    )
+    if args.dry_run:
+        say(f"{plan} Not submitted: --dry-run.")
+        show(counts, args.output)
+        return None
+    if paid > args.ask_above:
+        confirm(plan, yes=args.yes)
+    else:
+        say(plan)
+    with _interruptible(night) as interrupted, _progress(night):
+        try:
+            journal = night.run(linger=None)
+        except FalError as error:
+            if interrupted.is_set():
+                fail(f"{error} Run the same command again to go on.", ExitCode.INTERRUPTED)
+            raise
+    made = night.write_manifest(journal)
+    failure = night.shortfall(journal)
+    if args.output == "json":
+        made = {**made, "failure": None if failure is None else failure.to_json()}
+    show(made, args.output)
+    if failure is None:
+        return ExitCode.OK
+    say(str(failure))
+    code = exit_code_of(failure)
+    # The table itself was fine, or nothing would have been submitted.
+    return ExitCode.FAILED if code is ExitCode.REFUSED else code
+
+
+def _night(args: argparse.Namespace) -> Night:
+    if args.dialect not in DIALECTS:
+        refuse(f"--dialect: one of {', '.join(DIALECTS)} is needed, not {args.dialect!r}.")
+    try:
+        check_template(args.name_template)
+    except ValueError as error:
+        refuse(f"--name-template: {error}.")
+    destination = storage_path(args.destination, args.storage_conn_id)
+    manifest_path = (
+        storage_path(args.manifest, args.storage_conn_id) if args.manifest else destination / MANIFEST_NAME
+    )
+    if manifest_path.suffix != ".jsonl":
+        refuse("--manifest: it must end in .jsonl, for it is JSON Lines.")
+    night = Night(
+        hook=FalHook(args.conn_id or DEFAULT_CONN_ID),
+        owner=OWNER,
+        this_try=Try(),
+        settings=NightSettings(
+            destination=destination,
+            manifest_path=manifest_path,
+            skip_existing=[storage_path(path, args.storage_conn_id) for path in args.skip_existing],
+            template=args.name_template,
+            date=pendulum.today("UTC"),
+            max_jobs=args.max_jobs,
+            with_arguments=args.include_arguments,
+            min_success_ratio=args.min_success_ratio,
+        ),
+        policy=RowPolicy(args.on_unknown_submit, args.on_changed_arguments, args.again or "missing"),
+        watch=WatchSettings(began=time.time(), timeout=args.timeout, queue_timeout=args.queue_timeout),
+        work=SessionSettings(
+            max_in_flight=args.max_in_flight,
+            rate_limit=args.rate_limit,
+            max_unfinished=args.max_unfinished,
+            fail_fast=args.fail_fast,
+            limits=Limits(),
+        ),
+        say=say,
+    )
+    _ = night.hook.account  # a connection that is missing or wrong is told of before the table is read
+    night.this_try = _this_try(night, again=args.again is not None)
+    return night
+
+
+def _this_try(night: Night, *, again: bool) -> Try:
+    """
+    Return a number for this run of the command.
+
+    The operator's rows tell a retry from a clear by Airflow's number of allowed tries. Here each run of the command
+    is a retry of the one before, and ``--again`` is the clear.
+    """
+    known = [state.entry.max_tries for state in Journal.reading(night.folder).rows.values()]
+    return Try(number=int(time.time()), max_tries=max(known, default=0) + again)
+
+
+@contextmanager
+def _interruptible(night: Night) -> Iterator[threading.Event]:
+    """Let the first Ctrl-C stop the submits and write down what came of them; a second one ends at once."""
+    interrupted = threading.Event()
+
+    def stop(*_: Any) -> None:
+        if interrupted.is_set() or night.session is None:
+            raise KeyboardInterrupt
+        interrupted.set()
+        night.session.interrupt()
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def _progress(night: Night) -> Iterator[None]:
+    """Show how far the batch is, while it is worked on."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(SHOW_EVERY):
+            # It is counted by another thread meanwhile.
+            with suppress(RuntimeError):
+                if night.session is not None:
+                    line = night.session.tally.line(time.monotonic())
+                    shown.update(task, description=line)
+
+    with progress() as shown:
+        task = shown.add_task("Submitting", total=None)
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+
+
+def _unsaid(line: str) -> None:
+    return

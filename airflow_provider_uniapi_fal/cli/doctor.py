@@ -1,0 +1,465 @@
+"""
+``airflow fal doctor``: how this gateway answers what its documentation leaves open.
+
+Free questions come first: the key, an unknown request, a wrong key, the paths of the other families. Then, after
+asking, one cheap job: whatever can be told by watching it. The reading of the replies is pure; the conversation is
+the provider's own, with each reply written down on its way.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from ipaddress import ip_address
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from airflow_provider_uniapi_fal.cli.jobs import arguments_of, post
+from airflow_provider_uniapi_fal.cli.journal import Entry, Journal
+from airflow_provider_uniapi_fal.cli.terminal import ExitCode, confirm, progress, say, show, show_rows, verb
+from airflow_provider_uniapi_fal.exceptions import FalError
+from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook, watching_round
+from airflow_provider_uniapi_fal.protocol import verbs
+from airflow_provider_uniapi_fal.protocol.dialects.fal import bare_model
+from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
+from airflow_provider_uniapi_fal.protocol.messages import (
+    Done,
+    Flow,
+    HttpReply,
+    HttpRequest,
+    Send,
+    Sent,
+    Unreadable,
+    advance,
+    read_json,
+)
+from airflow_provider_uniapi_fal.protocol.watching import WaitMore, Watch
+from airflow_provider_uniapi_fal.transport.blocking import BlockingTransport
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
+
+T = TypeVar("T")
+
+#: The cheapest thing that a picture model does.
+SMALL_PICTURE = {
+    "prompt": "a grey square",
+    "image_size": {"width": 256, "height": 256},
+    "num_inference_steps": 1,
+    "num_images": 1,
+}
+
+#: Bytes above which fal keeps a result for six minutes only, where it does not store results.
+LARGE_RESULT = 10_000
+
+COLUMNS = ("question", "answer", "seen")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """
+    One question and what this gateway answers to it.
+
+    :param question: in a few words
+    :param answer: what follows for the user
+    :param seen: the evidence: codes and shapes, never a key, a prompt or an address of a file
+    :param extra: fields of the connection's extra to set because of it
+    """
+
+    question: str
+    answer: str
+    seen: str
+    extra: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One request and what came of it."""
+
+    request: HttpRequest
+    sent: Sent
+
+    @property
+    def reply(self) -> HttpReply | None:
+        """The reply, if one arrived."""
+        return self.sent if isinstance(self.sent, HttpReply) else None
+
+    @property
+    def body(self) -> Any:
+        """The reply's JSON, or None."""
+        read = None if self.reply is None else read_json(self.reply)
+        return None if isinstance(read, Unreadable) else read
+
+    @property
+    def code(self) -> int:
+        """The reply's HTTP status, 0 if none arrived."""
+        return 0 if self.reply is None else self.reply.status
+
+    @property
+    def answers(self) -> bool:
+        """Whether it is an answer about a job: JSON with a word for its state, or a result."""
+        return self.reply is not None and self.reply.ok and isinstance(self.body, dict)
+
+
+@verb
+def doctor(args: argparse.Namespace) -> ExitCode | None:
+    """Ask, and print the answers and the extras to set."""
+    conn_id = args.conn_id or DEFAULT_CONN_ID
+    hook = FalHook(conn_id)
+    arguments = SMALL_PICTURE if args.arguments is None else arguments_of(args.arguments, ())
+    request = hook.prepare(args.model, arguments)
+    journal = Journal(args.journal)
+    journal.entries()  # one that cannot be read is told of before anything is asked
+    account = hook.account
+    say(f"Asking {account.base_url} what costs nothing, with connection {conn_id}.")
+    findings = list(free_findings(account))
+    healthy = findings[0].answer.startswith("yes")
+    if not healthy:
+        say("The job is left out: the gateway did not accept the key or the account.")
+    elif not args.free:
+        confirm(
+            f"Now one paid job: {bare_model(args.model)}. It is the only one, and it is posted once.",
+            yes=args.yes,
+        )
+        entry = Entry.intent(bare_model(args.model), arguments, conn_id)
+        journal.write(entry)
+        findings += job_findings(hook, journal, entry, args.model, request, args.timeout)
+    rows = [asdict(finding) for finding in findings]
+    extra = extra_of(findings)
+    if args.output == "json":
+        show({"findings": rows, "extra": extra}, args.output)
+    else:
+        show_rows(rows, COLUMNS, args.output)
+        say(
+            f"Set in the extra of connection {conn_id}: {json.dumps(extra)}"
+            if extra
+            else f"Nothing needs to be set in the extra of connection {conn_id}."
+        )
+    return ExitCode.OK if healthy else ExitCode.ACCOUNT
+
+
+def extra_of(findings: Iterable[Finding]) -> dict[str, Any]:
+    """Return the fields of the connection's extra that the findings ask for."""
+    return {name: value for finding in findings for name, value in (finding.extra or {}).items()}
+
+
+def free_findings(account: GatewayAccount) -> Iterator[Finding]:
+    """Ask what can be asked without a job."""
+    works, text = _run(account, verbs.probe())
+    yield Finding("Is the key accepted?", "yes" if works else "no", text)
+    nobody = f"/flux/requests/{uuid.uuid4()}"
+    unknown = _ask(account, HttpRequest("GET", "fal", f"{nobody}/status"))
+    yield Finding(
+        "What does an unknown request answer?",
+        "a 404, as expected" if unknown.code == 404 else "no 404: a lost job is told by waiting for it only",
+        shape(unknown),
+    )
+    stranger = _ask(replace(account, key="sk-not-a-key"), HttpRequest("GET", "fal", f"{nobody}/status"))
+    yield Finding(
+        "What does a wrong key answer?",
+        "a 401, as expected"
+        if stranger.code == 401
+        else "no 401: a status does not prove the key; the test button does",
+        shape(stranger),
+    )
+    scheme = account.auth_schemes["fal"]
+    other = "Bearer" if scheme == "Key" else "Key"
+    if unknown.code == 401:
+        swapped = _ask(_with_scheme(account, other), unknown.request)
+        if swapped.code != 401:
+            yield Finding(
+                "Which word goes before the key?",
+                f"{other}, not {scheme}",
+                shape(swapped),
+                {"auth_scheme": other},
+            )
+    for family, path in (
+        ("kling", "/v1/videos/text2video/0"),
+        ("luma", "/generations/0"),
+    ):
+        seen = _ask(account, HttpRequest("GET", family, path))
+        there = seen.code not in (0, 404, 405) or isinstance(seen.body, dict)
+        yield Finding(
+            f"Is there something at {account.family_paths[family]}{path}?",
+            "it answers in JSON" if there else "it does not look like it",
+            shape(seen),
+        )
+
+
+def job_findings(
+    hook: FalHook, journal: Journal, entry: Entry, model: str, request: HttpRequest, timeout: float
+) -> list[Finding]:
+    """Submit the one job, once, watch it to its end, and read what was seen on the way."""
+    seen = _Recorder(hook.account)
+    accepted = post(seen.recording(hook), journal, entry, model, request, "fal")
+    posted = seen.exchanges[-1]
+    findings = [submit_finding(posted, hook.account)]
+    if isinstance(accepted, JobResult):
+        return findings
+    forms = [seen.ask(HttpRequest("GET", "fal", path)) for path in status_forms(accepted, model)]
+    pending = [each for each in forms if each.answers and _word(each) in ("IN_QUEUE", "IN_PROGRESS")]
+    with_logs = seen.ask(HttpRequest("GET", "fal", accepted.status_path, {"logs": "1"}))
+    result, ended = _wait(hook, accepted, timeout, pending, seen)
+    findings += [
+        forms_finding("Which paths lead to a status?", forms),
+        pending_finding(pending),
+    ]
+    if ended:
+        with_logs = seen.ask(HttpRequest("GET", "fal", accepted.status_path, {"logs": "1"}))
+    findings.append(logs_finding(with_logs))
+    if not ended:
+        say(f"Request {accepted.request_id} had not ended after {timeout:g} s; the rest is left out.")
+        return findings
+    results = [seen.ask(HttpRequest("GET", "fal", path)) for path in result_forms(accepted, model)]
+    findings += [
+        forms_finding("Which paths lead to a result?", results),
+        result_finding(results),
+        bearer_finding(
+            _ask(_with_scheme(hook.account, "Bearer"), HttpRequest("GET", "fal", accepted.status_path))
+        ),
+        stream_finding(seen.ask(HttpRequest("GET", "fal", f"{accepted.status_path}/stream"))),
+        # The job has ended: there is nothing left that this could stop.
+        cancel_finding(
+            seen.ask(HttpRequest("PUT", "fal", accepted.cancel_path or _beside(accepted, "/cancel")))
+        ),
+    ]
+    if result is not None:
+        findings.append(media_finding(result, hook.account))
+        known = journal.entry_of(accepted.request_id)
+        if known is not None:
+            journal.write(known.delivered())
+    return findings
+
+
+def submit_finding(posted: Exchange, account: GatewayAccount) -> Finding:
+    """Read the reply to the submit: whose addresses it names."""
+    body = posted.body if isinstance(posted.body, dict) else {}
+    hosts = {
+        name: urlsplit(str(body[name])).netloc
+        for name in ("status_url", "response_url", "cancel_url")
+        if body.get(name)
+    }
+    ours = urlsplit(account.base_url).netloc
+    if not hosts:
+        answer = "there are none; paths are built from the id"
+    elif set(hosts.values()) == {ours}:
+        answer = "yes, they name this gateway"
+    else:
+        answer = (
+            "no, they name " + ", ".join(sorted(set(hosts.values()) - {ours})) + "; only their paths are used"
+        )
+    absent = [name for name in ("cancel_url", "queue_position") if body.get(name) is None]
+    note = f"; without {' and '.join(absent)}" if absent else ""
+    return Finding("Are the URLs in a reply rewritten?", answer, f"HTTP {posted.code}{note}")
+
+
+def forms_finding(question: str, forms: Sequence[Exchange]) -> Finding:
+    """Say which of several paths answered."""
+    good = [each for each in forms if each.answers]
+    seen = ", ".join(f"{_anonymous(each.request.path)} {each.code or 'no answer'}" for each in forms)
+    if not good:
+        return Finding(question, "none: look at host and family paths", seen)
+    first = "the one that the gateway named" if good[0] is forms[0] else _anonymous(good[0].request.path)
+    return Finding(question, f"{first}{f' and {len(good) - 1} more' if len(good) > 1 else ''}", seen)
+
+
+def pending_finding(pending: Sequence[Exchange]) -> Finding:
+    """Say with which HTTP code a status answers before the end."""
+    codes = sorted({each.code for each in pending})
+    answer = " and ".join(map(str, codes)) if codes else "not seen: the job was too quick"
+    return Finding("200 or 202 while pending?", answer, f"{len(pending)} statuses before the end")
+
+
+def logs_finding(seen: Exchange) -> Finding:
+    """Say whether log lines come with ``logs=1``."""
+    logs = seen.body.get("logs") if isinstance(seen.body, dict) else None
+    answer = "yes" if isinstance(logs, list) and logs else "no, or this model writes none"
+    return Finding("Do log lines come with logs=1?", answer, f"HTTP {seen.code}, logs {_kind(logs)}")
+
+
+def result_finding(results: Sequence[Exchange]) -> Finding:
+    """Say what is known of how long a result is kept: its length, and what its headers tell."""
+    good = next((each for each in results if each.answers and each.reply is not None), None)
+    if good is None or good.reply is None:
+        return Finding("How long is a result kept?", "not seen", "no result")
+    length = len(good.reply.body)
+    kept = "at least six minutes" if length >= LARGE_RESULT else "at least an hour"
+    headers = [
+        name
+        for name in ("x-fal-billable-units", "x-fal-request-id", "cache-control", "expires")
+        if name in good.reply.headers
+    ]
+    units = good.reply.headers.get("x-fal-billable-units")
+    billed = f"; billable units: {units}" if units else ""
+    return Finding(
+        "How long is a result kept?",
+        f"{kept}, as fal says of this length; fetch at once",
+        f"{length} bytes, headers {', '.join(headers) or 'without hints'}{billed}",
+    )
+
+
+def bearer_finding(seen: Exchange) -> Finding:
+    """Say whether the fal paths take Bearer as well."""
+    return Finding("Does /fal-ai accept Bearer, too?", "yes" if seen.answers else "no", shape(seen))
+
+
+def stream_finding(seen: Exchange) -> Finding:
+    """Say whether the gateway passes fal's event stream of statuses on."""
+    kind = "" if seen.reply is None else seen.reply.headers.get("content-type", "")
+    streams = seen.code == 200 and kind.startswith("text/event-stream")
+    return Finding(
+        "Is there a stream of statuses?", "yes" if streams else "no; statuses are polled", shape(seen)
+    )
+
+
+def cancel_finding(seen: Exchange) -> Finding:
+    """Read the answer to a cancellation of a job that has ended."""
+    known = isinstance(seen.body, dict) and (
+        "ALREADY_COMPLETED" in str(seen.body) or "already completed" in str(seen.body)
+    )
+    if known or seen.code in (200, 202):
+        answer = "yes"
+    elif seen.code in (404, 405, 501):
+        answer = "no: what is submitted runs to its end"
+    else:
+        answer = "no telling"
+    return Finding("Are cancellations passed on?", answer, shape(seen))
+
+
+def media_finding(result: JobResult, account: GatewayAccount) -> Finding:
+    """Say where the media lie, and whether landing needs leave to fetch from there."""
+    hosts = sorted({urlsplit(file.url or "").hostname or "" for file in result.media if not file.inline})
+    private = [host for host in hosts if _is_private(host) and host not in account.media_hosts]
+    where = ", ".join(hosts) or "in the result itself"
+    if not private:
+        return Finding("Where do media lie?", "where they may be fetched from", where)
+    allowed = sorted({*account.media_hosts, *private})
+    return Finding("Where do media lie?", "at a private address", where, {"media_hosts": allowed})
+
+
+def status_forms(handle: JobHandle, model: str) -> list[str]:
+    """Return the paths under which a status may be found, the gateway's own first."""
+    return [f"{base}/status" for base in _bases(handle, model)]
+
+
+def result_forms(handle: JobHandle, model: str) -> list[str]:
+    """Return the paths under which a result may be found, the gateway's own first."""
+    bases = list(_bases(handle, model))
+    return list(dict.fromkeys([handle.response_path, *bases, f"{bases[0]}/response"]))
+
+
+def shape(seen: Exchange) -> str:
+    """Say what kind of answer came, without quoting it: it may echo an input."""
+    if seen.reply is None:
+        return f"no reply ({seen.sent.reason})" if not isinstance(seen.sent, HttpReply) else ""
+    kind = seen.reply.headers.get("content-type", "").partition(";")[0] or "no content type"
+    if not isinstance(seen.body, dict):
+        return f"HTTP {seen.code}, {kind}"
+    fields = ", ".join(f"{str(name)[:30]} {_kind(value)}" for name, value in list(seen.body.items())[:6])
+    return f"HTTP {seen.code}, {{{fields}}}"
+
+
+class _Recorder:
+    """Sends requests and keeps what came of them."""
+
+    def __init__(self, account: GatewayAccount) -> None:
+        self.account = account
+        self.exchanges: list[Exchange] = []
+
+    def ask(self, request: HttpRequest) -> Exchange:
+        """Send one request that costs nothing."""
+        exchange = _ask(self.account, request)
+        self.exchanges.append(exchange)
+        return exchange
+
+    def recording(self, hook: FalHook) -> FalHook:
+        """Return a hook of the same connection whose submit is written down as it goes."""
+        recorder = self
+
+        class RecordingHook(FalHook):
+            def _submitting(self, model: str, request: HttpRequest, dialect: str) -> Flow[Any]:
+                return recorded(super()._submitting(model, request, dialect), recorder.exchanges)
+
+        return RecordingHook(hook.fal_conn_id)
+
+
+def recorded(flow: Flow[T], exchanges: list[Exchange]) -> Flow[T]:
+    """Return the same conversation, with each request and its reply added to a list."""
+    effect = advance(flow, None)
+    while not isinstance(effect, Done):
+        sent = yield effect
+        if isinstance(effect, Send) and sent is not None:
+            exchanges.append(Exchange(effect.request, sent))
+        effect = advance(flow, sent)
+    return effect.value
+
+
+def _wait(
+    hook: FalHook, handle: JobHandle, timeout: float, pending: list[Exchange], seen: _Recorder
+) -> tuple[JobResult | None, bool]:
+    """Wait for the job in the usual way; return its result, and whether it has ended."""
+    watch = Watch(handle, deadline=time.time() + timeout, logs=False)
+    with progress() as shown:
+        shown.add_task("Waiting for the job", total=1)
+        while True:
+            end = BlockingTransport(seen.account).run(recorded(watching_round(watch), seen.exchanges))
+            looked = seen.exchanges[-1]
+            if looked.answers and _word(looked) in ("IN_QUEUE", "IN_PROGRESS"):
+                pending.append(looked)
+            if not isinstance(end, WaitMore):
+                break
+            time.sleep(end.seconds)
+    try:
+        return hook.delivered(watch, end), True
+    except FalError as error:
+        say(str(error))
+        return None, not error.may_run
+
+
+def _run(account: GatewayAccount, flow: Flow[T]) -> T:
+    return BlockingTransport(account).run(flow)
+
+
+def _ask(account: GatewayAccount, request: HttpRequest) -> Exchange:
+    return Exchange(request, _run(account, verbs.send(request)))
+
+
+def _with_scheme(account: GatewayAccount, scheme: str) -> GatewayAccount:
+    return replace(account, auth_schemes={**account.auth_schemes, "fal": scheme})
+
+
+def _bases(handle: JobHandle, model: str) -> Iterator[str]:
+    own = handle.status_path.removesuffix("/status")
+    words = bare_model(model).split("/")
+    apps = (words[0], "/".join(words[:2]), "/".join(words), "auto")
+    yield from dict.fromkeys([own, *(f"/{app}/requests/{handle.request_id}" for app in apps)])
+
+
+def _beside(handle: JobHandle, end: str) -> str:
+    return handle.status_path.removesuffix("/status") + end
+
+
+def _anonymous(path: str) -> str:
+    head, _, tail = path.partition("/requests/")
+    return f"{head}/requests/<id>{'/' + tail.partition('/')[2] if '/' in tail else ''}"
+
+
+def _word(seen: Exchange) -> str:
+    return str(seen.body.get("status", "")) if isinstance(seen.body, dict) else ""
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else type(value).__name__
+
+
+def _is_private(host: str) -> bool:
+    try:
+        return not ip_address(host).is_global
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")

@@ -1,0 +1,363 @@
+"""The verbs on one job: submit, status, wait, result, cancel, land."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pendulum
+from airflow.sdk import ObjectStoragePath
+
+from airflow_provider_uniapi_fal.cli.journal import Entry, Journal, JournalError
+from airflow_provider_uniapi_fal.cli.terminal import (
+    ExitCode,
+    json_object,
+    progress,
+    refuse,
+    say,
+    show,
+    show_rows,
+    verb,
+)
+from airflow_provider_uniapi_fal.exceptions import FalError, FalSubmitOutcomeUnknown, error_of
+from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
+from airflow_provider_uniapi_fal.landing.inputs import with_files
+from airflow_provider_uniapi_fal.landing.media import Limits
+from airflow_provider_uniapi_fal.landing.media import land as land_media
+from airflow_provider_uniapi_fal.landing.names import Names
+from airflow_provider_uniapi_fal.ledger.record import Phase, ends_the_job, fingerprint
+from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS, dialect_named
+from airflow_provider_uniapi_fal.protocol.dialects.base import CancelOutcome, Finished
+from airflow_provider_uniapi_fal.protocol.dialects.fal import SubmitOptions
+from airflow_provider_uniapi_fal.protocol.errors import unknown_outcome
+from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
+from airflow_provider_uniapi_fal.protocol.watching import Watch
+from airflow_provider_uniapi_fal.reporting import summary
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from airflow_provider_uniapi_fal.protocol.errors import Failure
+    from airflow_provider_uniapi_fal.protocol.messages import HttpRequest
+
+FILE_COLUMNS = ("where", "content_type", "width", "height", "flagged", "url")
+LANDED_COLUMNS = ("path", "bytes", "content_type", "flagged", "sha256")
+
+
+@verb
+def submit(args: argparse.Namespace) -> ExitCode | None:
+    """Submit one job: check everything, say what it will do, write the intent down, post once."""
+    arguments = arguments_of(args.arguments, args.inputs)
+    if args.dialect not in DIALECTS:
+        refuse(f"--dialect: one of {', '.join(DIALECTS)} is needed, not {args.dialect!r}.")
+    conn_id = args.conn_id or DEFAULT_CONN_ID
+    hook = FalHook(conn_id)
+    options: dict[str, Any] = {name: getattr(args, name) for name in SubmitOptions.__annotations__}
+    options = {name: value for name, value in options.items() if value is not None}
+    hook.prepare(args.model, arguments, dialect=args.dialect, **options)
+    dialect = dialect_named(args.dialect)
+    for remark in dialect.remarks(args.model, arguments):
+        say(remark)
+    request = hook.prepare(
+        args.model, with_files(arguments, dialect.media_inputs), dialect=args.dialect, **options
+    )
+    model = dialect.model_id(args.model)
+    journal = Journal(args.journal)
+    unknown = _unknown_before(journal, model, arguments, conn_id, args.dialect)
+    if unknown and args.on_unknown_submit == "fail":
+        raise error_of(
+            _for_the_terminal(
+                unknown_outcome("an earlier submit of the same input left no trace of what came of it")
+            )
+        )
+    say(f"Submitting one paid job: {model} at {hook.account.base_url}, connection {conn_id}.")
+    if args.dry_run:
+        say("Not submitted: --dry-run.")
+        show(
+            {"model": model, "path": request.path, "arguments": arguments, **options},
+            args.output,
+        )
+        return None
+    for entry in unknown:
+        journal.write(entry.ended(unknown_outcome("submitted again, as --on-unknown-submit=resubmit said")))
+    entry = Entry.intent(model, arguments, conn_id, args.dialect)
+    journal.write(entry)
+    accepted = post(hook, journal, entry, args.model, request, args.dialect)
+    if isinstance(accepted, JobResult):
+        print_result(accepted, args.output)
+        return None
+    say(f"Submitted request {accepted.request_id}.")
+    show(
+        {**accepted.to_json(), **hook.urls(accepted)} if args.output == "json" else _brief(accepted),
+        args.output,
+    )
+    return None
+
+
+def post(
+    hook: FalHook, journal: Journal, entry: Entry, model: str, request: HttpRequest, dialect: str
+) -> JobHandle | JobResult:
+    """
+    Post a submit whose intent is in the journal, and write down what came of it.
+
+    :raises FalSubmitOutcomeUnknown: the reply was lost, or the wait for it was interrupted; the intent stays
+    """
+    try:
+        accepted = hook.post(model, request, dialect=dialect)
+    except FalSubmitOutcomeUnknown as error:
+        raise error_of(_for_the_terminal(error.failure)) from error
+    except KeyboardInterrupt as error:
+        lost = unknown_outcome("it was interrupted before the reply came")
+        raise error_of(_for_the_terminal(lost)) from error
+    except FalError as error:
+        journal.write(entry.ended(error.failure))
+        raise
+    result = accepted.result if isinstance(accepted, Finished) else None
+    handle = accepted.handle if result is None else result.handle  # type: ignore[union-attr]
+    entry = entry.submitted(handle)
+    try:
+        journal.write(entry if result is None else entry.delivered())
+    except JournalError as error:
+        # Not an error of the verb's: a script that took it for one might submit again.
+        say(f"{error} Keep the handle of request {handle.request_id}: the job was submitted.")
+    return handle if result is None else result
+
+
+@verb
+def status(args: argparse.Namespace) -> ExitCode | None:
+    """Ask once how a job is going."""
+    job = _job(args)
+    seen = job.hook.status(job.handle, logs=args.logs)
+    for line in seen.logs if args.output == "table" else ():
+        say(f"{line.timestamp or ''} {line.message}".strip())
+    facts = {**asdict(seen), "state": seen.state.value, "request_id": job.handle.request_id}
+    if args.output == "table" or not args.logs:
+        del facts["logs"]
+    show(facts, args.output)
+    return None
+
+
+@verb
+def wait(args: argparse.Namespace) -> ExitCode | None:
+    """Wait until a job has ended, and print its result."""
+    job = _job(args)
+    now = time.time()
+    watch = Watch(
+        job.handle,
+        deadline=None if args.timeout is None else now + args.timeout,
+        queue_deadline=None if args.queue_timeout is None else now + args.queue_timeout,
+        cancel_on_timeout=args.cancel_on_timeout,
+        poke_interval=args.poke_interval,
+        logs=not args.quiet,
+    )
+    with progress(quiet=args.quiet) as shown, job.accounted():
+        task = shown.add_task(f"Request {job.handle.request_id}", total=1)
+
+        def say_line(line: str) -> None:
+            if not args.quiet:
+                say(line)
+            shown.update(task, description=line[:100])
+
+        result = job.hook.delivered(watch, job.hook.watch_for(watch, None, say_line))
+    print_result(result, args.output)
+    return None
+
+
+@verb
+def result(args: argparse.Namespace) -> ExitCode | None:
+    """Fetch the result of a finished job."""
+    job = _job(args)
+    with job.accounted():
+        found = job.hook.result(job.handle)
+    print_result(found, args.output)
+    return None
+
+
+@verb
+def cancel(args: argparse.Namespace) -> ExitCode | None:
+    """Ask the gateway to cancel a job."""
+    job = _job(args)
+    outcome = job.hook.cancel(job.handle)
+    show(
+        {"request_id": job.handle.request_id, "outcome": outcome.value, "means": _MEANS[outcome]}, args.output
+    )
+    return ExitCode.OK if outcome in (CancelOutcome.REMOVED, CancelOutcome.REQUESTED) else ExitCode.FAILED
+
+
+_MEANS = {
+    CancelOutcome.REMOVED: "It was taken from the queue and will not run.",
+    CancelOutcome.REQUESTED: "Its runner was told. It may still finish and be billed.",
+    CancelOutcome.ALREADY_COMPLETED: "It had finished. Its result is paid for: fetch it.",
+    CancelOutcome.NOT_FOUND: "The gateway does not know this request.",
+    CancelOutcome.UNSUPPORTED: "The gateway passes no cancellations on. It goes on, and may be billed.",
+    CancelOutcome.UNCLEAR: "No telling. It may go on and be billed.",
+}
+
+
+@verb
+def land(args: argparse.Namespace) -> ExitCode | None:
+    """Copy the media files of a finished job to storage."""
+    destination = storage_path(args.destination, args.storage_conn_id)
+    names = Names(key=args.name or "request-id", template=args.name_template, date=pendulum.today("UTC"))
+    names.check()
+    job = _job(args)
+    with job.accounted(), progress() as shown:
+        shown.add_task(f"Landing request {job.handle.request_id}", total=1)
+        found = job.result or job.hook.result(job.handle)
+        landed = land_media(
+            found,
+            destination,
+            replace(names, key=args.name or job.handle.request_id, model=job.handle.model, seed=found.seed),
+            account=job.hook.account,
+            limits=Limits(max_bytes=args.max_bytes or Limits.max_bytes),
+        )
+    if not landed:
+        say(f"Request {job.handle.request_id} has no media files in its result.")
+    show_rows([file.to_json() for file in landed], LANDED_COLUMNS, args.output)
+    return None
+
+
+def storage_path(text: str, conn_id: str | None) -> ObjectStoragePath:
+    """Return a place in storage; one without a scheme is on this machine."""
+    address = text if "://" in text else f"file://{Path(text).expanduser().absolute()}"
+    try:
+        return ObjectStoragePath(address, conn_id=conn_id)
+    except (ValueError, ImportError) as error:
+        refuse(f"{text}: this is no place in storage ({error}).")
+
+
+def print_result(found: JobResult, output: str) -> None:
+    """Print a result: all of it as JSON, or what it brought as a table."""
+    if output == "json":
+        show(found.to_json(), output)
+        return
+    say(summary(found))
+    show_rows([asdict(file) for file in found.media], FILE_COLUMNS, output)
+
+
+@dataclass(frozen=True)
+class _Job:
+    """
+    The job that a verb was pointed at.
+
+    :param result: its result, if that is what the user has
+    """
+
+    hook: FalHook
+    handle: JobHandle
+    journal: Journal
+    result: JobResult | None = None
+
+    def accounted(self) -> Accounted:
+        """Write into the journal how the job ended, if the journal knows it."""
+        return Accounted(self.journal, self.handle.request_id)
+
+
+class Accounted:
+    """Around a wait, a fetch or a landing: the journal learns how the job ended."""
+
+    def __init__(self, journal: Journal, request_id: str) -> None:
+        self._journal = journal
+        self._request_id = request_id
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None and not (isinstance(error, FalError) and ends_the_job(error.failure)):
+            return
+        try:
+            entry = self._journal.entry_of(self._request_id)
+            if entry is not None and entry.record.phase is not Phase.DELIVERED:
+                ended = entry.ended(error.failure) if isinstance(error, FalError) else entry.delivered()
+                self._journal.write(ended)
+        except JournalError as unwritten:
+            say(str(unwritten))
+
+
+def _job(args: argparse.Namespace) -> _Job:
+    """
+    Find the job that a verb was pointed at; nothing is sent.
+
+    :raises FalInputError: if the words lead to no job
+    """
+    journal = Journal(args.journal)
+    conn_id = args.conn_id or DEFAULT_CONN_ID
+    found: JobResult | None = None
+    if args.job.startswith("@"):
+        data = json_object(args.job, "JOB")
+        try:
+            found = JobResult.from_json(data) if "media" in data else None
+            handle = found.handle if found is not None else JobHandle.from_json(data)
+        except ValueError as error:
+            refuse(f"JOB: {error}.")
+        if found is not None and any(file.url is None for file in found.media):
+            found = None
+    elif "://" in args.job:
+        handle = FalHook(conn_id).handle_of(status_url=args.job)
+    else:
+        entry = None if args.model else journal.entry_of(args.job)
+        if entry is not None and entry.record.handle is not None:
+            handle = entry.record.handle
+        elif args.model:
+            handle = FalHook(conn_id).handle_of(request_id=args.job, model=args.model)
+        else:
+            refuse(
+                f"JOB: the journal {journal.path} does not know request {args.job!r}. Give its --model, the address "
+                "of its status, or @FILE with its handle."
+            )
+    if args.conn_id is not None:
+        handle = replace(handle, fal_conn_id=args.conn_id)
+    hook = FalHook(handle.fal_conn_id)
+    _ = hook.account  # a connection that is missing or wrong is told of before anything else
+    return _Job(hook, handle, journal, found)
+
+
+def arguments_of(given: str | None, inputs: Sequence[str]) -> dict[str, Any]:
+    """Return the model's input from ``--arguments`` and each ``--input``."""
+    arguments = {} if given is None else json_object(given, "--arguments")
+    return {**arguments, **dict(_inputs(inputs))}
+
+
+def _inputs(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    for word in words:
+        name, equals, text = word.partition("=")
+        as_json = name.endswith(":")
+        name = name.removesuffix(":")
+        if not equals or not name:
+            refuse(f"{word!r}: an input is written NAME=TEXT or NAME:=JSON.")
+        if not as_json:
+            yield name, text
+            continue
+        try:
+            yield name, json.loads(text)
+        except ValueError as error:
+            refuse(f"{name}: {text!r} is no JSON ({error}).")
+
+
+def _unknown_before(
+    journal: Journal, model: str, arguments: Mapping[str, Any], conn_id: str, dialect: str
+) -> list[Entry]:
+    """Return the submits of the same input of which nobody knows what came of them."""
+    asked = fingerprint(model, arguments, conn_id, dialect=dialect)
+    return [
+        entry
+        for entry in journal.entries()
+        if entry.record.phase is Phase.INTENT and entry.record.fingerprint == asked
+    ]
+
+
+def _for_the_terminal(failure: Failure) -> Failure:
+    return replace(
+        failure,
+        retry_does="of the same command is refused, so that nothing is paid twice.",
+        advice="Look for the request at the gateway. If it has none, give --on-unknown-submit=resubmit.",
+    )
+
+
+def _brief(handle: JobHandle) -> dict[str, Any]:
+    return {"request_id": handle.request_id, "model": handle.model, "fal_conn_id": handle.fal_conn_id}

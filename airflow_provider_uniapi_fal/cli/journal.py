@@ -1,0 +1,142 @@
+"""
+The command line's journal: what it submitted, on this machine.
+
+A file of JSON lines, each one state of one submit, the last of which holds: an intent before the post, the handle
+after it, how it ended. It holds no prompt and no input, only their fingerprint.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+import uuid
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from airflow.configuration import AIRFLOW_HOME
+
+from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase, fingerprint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from airflow_provider_uniapi_fal.protocol.errors import Failure
+    from airflow_provider_uniapi_fal.protocol.job import JobHandle
+
+
+class JournalError(Exception):
+    """The journal cannot be read or written, which never means that there is nothing in it."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """
+    One submit of the command line's.
+
+    :param id: its own name, from before there is a request id
+    :param model: model id
+    :param fal_conn_id: connection that it was submitted with
+    :param record: how far it has come
+    """
+
+    id: str
+    model: str
+    fal_conn_id: str
+    record: JobRecord
+
+    @classmethod
+    def intent(
+        cls, model: str, arguments: Mapping[str, Any], fal_conn_id: str, dialect: str = "fal"
+    ) -> Entry:
+        """Return the entry for a submit that is about to be posted."""
+        asked = fingerprint(model, arguments, fal_conn_id, dialect=dialect)
+        record = JobRecord(Phase.INTENT, asked, 0, time.time())
+        return cls(uuid.uuid4().hex, model, fal_conn_id, record)
+
+    def submitted(self, handle: JobHandle) -> Entry:
+        """Return the entry once its job has an id."""
+        return self._in(Phase.SUBMITTED, handle=handle)
+
+    def delivered(self) -> Entry:
+        """Return the entry once its result has been printed or landed."""
+        return self._in(Phase.DELIVERED, handle=self.record.handle)
+
+    def ended(self, failure: Failure) -> Entry:
+        """Return the entry once its submit was refused or its job has ended in a failure."""
+        return self._in(Phase.ENDED, handle=self.record.handle, failure=failure)
+
+    def _in(self, phase: Phase, **fields: Any) -> Entry:
+        return replace(self, record=JobRecord(phase, self.record.fingerprint, 0, time.time(), **fields))
+
+
+class Journal:
+    """
+    The file.
+
+    :param path: where it is; None for its usual place in Airflow's home
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        self.path = Path(path) if path else Path(AIRFLOW_HOME, "uniapi_fal", "jobs.jsonl")
+
+    def write(self, entry: Entry) -> None:
+        """
+        Add a state; it is on the disk when this returns.
+
+        :raises JournalError: if it cannot be written; a post must not go out then
+        """
+        line = json.dumps({**vars(entry), "record": entry.record.to_json()}) + "\n"
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with self.path.open("a+b") as file:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                _drop_torn_end(file.fileno())
+                file.write(line.encode())
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise JournalError(f"The journal {self.path} cannot be written ({error.strerror}).") from error
+
+    def entries(self) -> list[Entry]:
+        """
+        Return the last state of each submit, oldest first.
+
+        :raises JournalError: if any of it cannot be read
+        """
+        try:
+            text = self.path.read_bytes()
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise JournalError(f"The journal {self.path} cannot be read ({error.strerror}).") from error
+        found: dict[str, Entry] = {}
+        # A last line without its end was never acknowledged: nothing was posted on its strength.
+        for number, line in enumerate(text.split(b"\n")[:-1], 1):
+            try:
+                data = json.loads(line)
+                entry = Entry(**{**data, "record": JobRecord.from_json(data["record"])})
+            except (ValueError, TypeError, KeyError) as error:
+                why = f"Line {number} of the journal {self.path} cannot be read ({error})."
+                raise JournalError(f"{why} Mend that line, or name another file with --journal.") from error
+            found[entry.id] = entry
+        return list(found.values())
+
+    def entry_of(self, request_id: str) -> Entry | None:
+        """Return the submit that brought a request id, if it is one of this journal's."""
+        for entry in self.entries():
+            if entry.record.handle is not None and entry.record.handle.request_id == request_id:
+                return entry
+        return None
+
+
+def _drop_torn_end(descriptor: int) -> None:
+    """Cut off what a killed writer left of a line."""
+    length = os.fstat(descriptor).st_size
+    end = length
+    while end and os.pread(descriptor, 1, end - 1) != b"\n":
+        end -= 1
+    if end != length:
+        os.ftruncate(descriptor, end)

@@ -1,0 +1,75 @@
+"""The list of public names is complete, true, and the same as the reference."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import re
+from importlib import import_module
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import airflow_provider_uniapi_fal as package
+
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+ROWS = re.findall(r"^\| `([\w.]+)` \| (.+) \|$", (DOCS / "public_names.md").read_text(), re.MULTILINE)
+PUBLIC = {(module, name) for module, names in ROWS for name in re.findall(r"`(\w+)`", names)}
+
+#: Rooms whose classes users write into their DAGs, if their names begin as the provider's do.
+DAG_ROOMS = ("operators", "sensors", "transfers", "exceptions", "retry_policy")
+
+
+def own_classes(module: ModuleType) -> set[str]:
+    return {
+        name
+        for name, value in vars(module).items()
+        if inspect.isclass(value) and value.__module__ == module.__name__ and name.startswith("Fal")
+    }
+
+
+@pytest.mark.parametrize(("module", "name"), sorted(PUBLIC))
+def test_every_public_name_is_there_and_described(module: str, name: str) -> None:
+    value = getattr(import_module(module), name)
+    assert value.__module__ == module, "listed where it is not made"
+    assert inspect.getdoc(value)
+
+
+def test_every_class_for_dags_is_listed() -> None:
+    found = set()
+    for info in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if info.name.split(".")[1] in DAG_ROOMS:
+            found |= {(info.name, name) for name in own_classes(import_module(info.name))}
+    listed = {(module, name) for module, name in PUBLIC if module.split(".")[1] in DAG_ROOMS}
+    assert found == listed
+
+
+def test_the_reference_describes_the_public_names_and_no_others() -> None:
+    text = "".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
+    described = re.findall(r"auto(?:class|exception|function):: ([\w.]+)", text)
+    assert sorted(described) == sorted(f"{module}.{name}" for module, name in PUBLIC)
+
+
+def test_every_operator_sensor_and_transfer_has_a_how_to() -> None:
+    pages = "".join(page.read_text() for page in DOCS.rglob("*.md") if page.parent.name != "reference")
+    pages = pages.replace((DOCS / "public_names.md").read_text(), "")
+    for module, name in sorted(PUBLIC):
+        if module.split(".")[1] in ("operators", "sensors", "transfers"):
+            assert f"`{name}`" in pages, name
+
+
+@pytest.mark.parametrize(
+    ("module", "name"),
+    [
+        each
+        for each in sorted(PUBLIC)
+        if each[0].split(".")[1] in ("operators", "sensors", "transfers", "triggers")
+    ],
+)
+def test_constructors_of_what_stands_in_dags_are_keyword_only(module: str, name: str) -> None:
+    makers = [cls for cls in getattr(import_module(module), name).__mro__ if "__init__" in vars(cls)]
+    own = next(cls for cls in makers if cls.__module__.startswith(package.__name__))
+    parameters = list(inspect.signature(inspect.unwrap(vars(own)["__init__"])).parameters.values())
+    assert all(each.kind in (each.KEYWORD_ONLY, each.VAR_KEYWORD) for each in parameters[1:])

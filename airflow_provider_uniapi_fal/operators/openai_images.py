@@ -119,6 +119,8 @@ class OpenAIImagesOperator(SubmittingOperator):
             hook = FalHook(self.fal_conn_id)
             ledger = TaskLedger(context["task_state_store"])
             self.check(hook)
+            base_url = hook.account.base_url
+            self.log.info("Model %s at %s, connection %s.", self.model, base_url, self.fal_conn_id)
             record = self.decided(hook, ledger, self._recovered(ledger), context["ti"].max_tries)
             handle = handle_in(record)
             context["ti"].xcom_push(key="request_id", value=handle.request_id)

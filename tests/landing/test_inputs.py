@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,7 @@ from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[impor
 from PIL import Image
 
 from airflow_provider_uniapi_fal.exceptions import FalInputError
-from airflow_provider_uniapi_fal.landing.inputs import with_files
+from airflow_provider_uniapi_fal.landing.inputs import schema_of, with_files
 from airflow_provider_uniapi_fal.protocol.dialects.base import MediaInputs
 
 if TYPE_CHECKING:
@@ -114,3 +115,62 @@ def test_a_device_without_an_end_does_not_fill_the_memory() -> None:
 def test_an_address_that_leads_to_no_file_is_refused_by_its_place(address: str, says: str) -> None:
     with pytest.raises(FalInputError, match=rf"arguments\.shots\[1\]\.image_url .*{says}"):
         with_data_uris({"shots": [{}, {"image_url": address}]})
+
+
+def test_a_vendor_gets_a_file_in_its_own_form_and_of_its_own_types(tmp_path: Path) -> None:
+    rule = MediaInputs(keys=("image", "mask"), endings=(), bare=True, kinds=("image/png",))
+    path = tmp_path / "a.png"
+    path.write_bytes(picture("png"))
+    address = path.as_uri()
+    found = with_files({"image": address, "masks": [{"mask": address}], "image_url": address}, rule)
+    encoded = base64.b64encode(path.read_bytes()).decode()
+    assert found == {"image": encoded, "masks": [{"mask": encoded}], "image_url": address}
+    assert with_files({"image": encoded}, rule) == {"image": encoded}
+    path.write_bytes(picture("jpeg"))
+    with pytest.raises(FalInputError, match=r"arguments\.image names a file of the type image/jpeg"):
+        with_files({"image": address}, rule)
+
+
+# --- schemas ------------------------------------------------------------------------------------------------
+
+SCHEMA = {"type": "object", "required": ["prompt"]}
+OPENAPI = {
+    "openapi": "3.0.4",
+    "paths": {"/m": {"post": {"requestBody": {"content": {"application/json": {"schema": SCHEMA}}}}}},
+}
+
+
+def test_a_schema_comes_from_a_mapping_a_name_or_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text(json.dumps(SCHEMA))
+    assert schema_of(SCHEMA) == schema_of(str(path)) == schema_of(path.as_uri()) == SCHEMA
+    assert schema_of("kling/videos/text2video")["required"] == ["prompt"]
+
+
+def test_a_models_openapi_file_that_a_user_saved_is_taken(tmp_path: Path) -> None:
+    path = tmp_path / "openapi.json"
+    path.write_text(json.dumps(OPENAPI))
+    assert schema_of(path.as_uri())["required"] == ["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ("no/such/schema", "cannot be read"),
+        ("file:///nowhere.json", "shipped are fal/flux-pro"),
+        ("odd://bucket/schema.json", "arguments_schema"),
+        ({"type": 5}, "holds no schema"),
+        ([SCHEMA], "holds no schema"),
+        (5, "holds no schema"),
+    ],
+)
+def test_what_is_no_schema_is_refused_by_name(given: Any, says: str) -> None:
+    with pytest.raises(FalInputError, match=says):
+        schema_of(given)
+
+
+def test_a_file_that_is_no_json_is_no_schema(tmp_path: Path) -> None:
+    path = tmp_path / "schema.json"
+    path.write_text("{")
+    with pytest.raises(FalInputError, match="holds no schema"):
+        schema_of(path.as_uri())

@@ -12,6 +12,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from PIL import Image
 
 from airflow_provider_uniapi_fal.exceptions import (
+    FalAuthError,
     FalBalanceError,
     FalContentRefused,
     FalError,
@@ -271,6 +272,17 @@ def test_an_answer_that_brings_no_pictures_is_told_by_its_reason(
     assert raised.value.billed == ("maybe" if worked else "no")
     assert ("Nothing was accepted" in str(raised.value)) is not worked
     assert posts(emulator) == attempts
+
+
+def test_a_connection_without_a_key_is_found_before_anything_is_written(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start(**SMALL)
+    set_connection(monkeypatch, emulator.url, key="")
+    task = Task()
+    with pytest.raises(FalAuthError, match="no API key"):
+        images(task, tmp_path)
+    assert (posts(emulator), list(tmp_path.iterdir()), task.store.texts) == (0, [], {})
 
 
 def test_two_numbers_of_pictures_are_sent_with_a_warning(

@@ -1,0 +1,1 @@
+"""This provider beside what a user would pick instead, measured in one run."""

@@ -13,10 +13,10 @@ PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-
 	--progress-bar off -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test long chaos pythons docs lint constraints clean
+.PHONY: help demo test long chaos pythons docs bench bench-short lint constraints clean
 
 help: ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(INSTALLED) ## Turn a file of prompts into pictures, through a real Airflow of its own
 	@$(BIN)/python -m demo
@@ -36,6 +36,14 @@ pythons: $(INSTALLED) ## Try the wheel and the sdist on each Python that is here
 docs: $(INSTALLED) ## Build the documentation into build/docs; a warning fails it
 	@AIRFLOW_HOME=$(CURDIR)/build/airflow $(BIN)/python -m sphinx -q -W --keep-going -b html docs build/docs
 	@echo "build/docs/index.html"
+
+bench: $(INSTALLED) ## Measure the provider beside what a user would pick instead: an hour
+	@$(BIN)/python -m benchmarks.waits
+	@$(BIN)/python -m benchmarks
+
+bench-short: $(INSTALLED) ## A short form of it, which shows that it runs: a few minutes
+	@$(BIN)/python -m benchmarks.waits --short
+	@$(BIN)/python -m benchmarks --jobs 4 --seconds 5 --only plain_operator ours_generate ours_stream
 
 lint: $(INSTALLED) ## Check style, format, types and import contracts
 	$(BIN)/ruff check .

@@ -144,6 +144,8 @@ async def result(gateway: Gateway, call: Call) -> Reply:
     if job.finished_at is None:
         if behaviour.early_result_code == 202:
             return Reply.json(_status_body(gateway, job, call, with_logs=False), 202, _headers(job))
+        if behaviour.early_result_code == 404:
+            return NOT_FOUND
         return Reply.json({"detail": "Request is still in progress"}, 400, _headers(job))
     age = now - job.finished_at
     if age > max(behaviour.result_seconds, behaviour.large_result_seconds):

@@ -93,7 +93,7 @@ class Behaviour:
         ("offered", "missing", "not-allowed", "buffered", "silent", "cut", "no-comments"),
     )
     comment_seconds: float = _setting(15.0, "time between the comments that keep a stream open")
-    early_result_code: int = _setting(400, "HTTP code of a result asked for before the end", (400, 202))
+    early_result_code: int = _setting(400, "HTTP code of a result asked for before the end", (400, 202, 404))
     result_seconds: float = _setting(3600.0, "a result is kept this long, then answers 404")
     large_result_seconds: float = _setting(360.0, "a result of 10 KB or more is kept this long")
     media_seconds: float = _setting(7 * 86400.0, "a media file is kept this long")

@@ -94,6 +94,7 @@ class NonblockingTransport:
         self._streams: aiohttp.ClientSession | None = None
         self._context: ssl.SSLContext | None = None
         self._opening = asyncio.Lock()
+        self._proxy: tuple[str | None] | None = None
         self._under_way = 0
         self._closing = False
 
@@ -146,7 +147,7 @@ class NonblockingTransport:
                     params=dict(request.query),
                     headers=headers_for(self.account, request, url),
                     allow_redirects=False,
-                    proxy=proxy_for(self.account, url),
+                    proxy=self._proxy_for(url),
                 )
                 response = await asyncio.wait_for(opening, seconds)
             except aiohttp.ClientError as error:
@@ -191,6 +192,12 @@ class NonblockingTransport:
                 self._session = await self._open(force_close=False)
         return await self._exchange(self._session, request, url, headers)
 
+    def _proxy_for(self, url: str) -> str | None:
+        """Return the proxy; all addresses have one origin, and reading the environment costs more than a poll."""
+        if self._proxy is None:
+            self._proxy = (proxy_for(self.account, url),)
+        return self._proxy[0]
+
     async def _open(
         self, *, force_close: bool, for_streams: bool = False, read_timeout: float | None = None
     ) -> aiohttp.ClientSession:
@@ -219,7 +226,7 @@ class NonblockingTransport:
     async def _exchange(
         self, session: aiohttp.ClientSession, request: HttpRequest, url: str, headers: dict[str, str]
     ) -> Sent:
-        proxy = proxy_for(self.account, url)
+        proxy = self._proxy_for(url)
         try:
             async with session.request(
                 request.method,

@@ -1,0 +1,117 @@
+"""Figures of one run: the processes' CPU and memory, the gateway's account, and Airflow's own table of tasks."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.emulator.running import Emulator
+
+#: Task processes live for a second or more; what they use after the last look at them is not seen.
+SAMPLE_SECONDS = 0.25
+
+
+@dataclass
+class Figures:
+    """What one way has cost."""
+
+    way: str
+    jobs: int = 0
+    state: str = ""
+    wall: float = 0.0
+    slowest_job: float = 0.0
+    cpu: float = 0.0
+    task_starts: int = 0
+    posts: int = 0
+    calls_per_job: float = 0.0
+    status_calls_per_job: float = 0.0
+    known_median: float | None = None
+    known_p95: float | None = None
+    triggerer_mb: float = 0.0
+    notes: list[str] = field(default_factory=list)
+
+
+class Usage:
+    """CPU seconds of all processes, the ended ones included, and the most memory of some."""
+
+    def __init__(self, all_processes: Callable[[], list[psutil.Process]], watched: int) -> None:
+        self._all = all_processes
+        self._watched = watched
+        self._seen: dict[tuple[int, float], float] = {}
+        self._before: dict[tuple[int, float], float] = {}
+        self.memory = 0.0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Usage:
+        self._sample()
+        self._before = dict(self._seen)
+        self.memory = 0.0
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._sample()
+
+    @property
+    def cpu(self) -> float:
+        """CPU seconds used since the beginning."""
+        return sum(spent - self._before.get(key, 0.0) for key, spent in self._seen.items())
+
+    def _run(self) -> None:
+        while not self._stop.wait(SAMPLE_SECONDS):
+            self._sample()
+
+    def _sample(self) -> None:
+        memory = 0.0
+        for process in self._all():
+            with contextlib.suppress(psutil.Error):
+                spent = process.cpu_times()
+                self._seen[process.pid, process.create_time()] = spent.user + spent.system
+                if process.pid == self._watched or self._watched in {each.pid for each in process.parents()}:
+                    memory += process.memory_info().rss / 1e6
+        self.memory = max(self.memory, memory)
+
+
+def known_after(emulator: Emulator, prompt_prefix: str) -> Iterator[tuple[dict[str, Any], float | None]]:
+    """
+    Give each job of a way with the seconds from its end to the first request that could tell of it.
+
+    For a followed stream that is the request for the result, which is sent when the stream has told the end.
+    """
+    asked: dict[str, list[float]] = {}
+    for each in emulator.requests():
+        if each["operation"] in ("status", "result") and each["request_id"]:
+            asked.setdefault(each["request_id"], []).append(each["time"])
+    for job in emulator.account()["jobs"]:
+        if job["prompt"].startswith(prompt_prefix):
+            end = job["finished_at"]
+            after = [moment - end for moment in asked.get(job["request_id"], []) if end and moment >= end]
+            yield job, min(after, default=None)
+
+
+def take_account(figures: Figures, emulator: Emulator, prompt_prefix: str) -> None:
+    """Fill in what the gateway has seen of a way's jobs."""
+    jobs = list(known_after(emulator, prompt_prefix))
+    figures.posts = len(jobs)
+    late = sorted(seconds for _, seconds in jobs if seconds is not None)
+    if late:
+        figures.known_median = statistics.median(late)
+        figures.known_p95 = late[min(int(0.95 * len(late)), len(late) - 1)]
+    ours = {job["request_id"] for job, _ in jobs}
+    calls = [each for each in emulator.requests() if each["request_id"] in ours]
+    figures.calls_per_job = len(calls) / max(len(jobs), 1)
+    figures.status_calls_per_job = sum(each["operation"] == "status" for each in calls) / max(len(jobs), 1)
+    figures.slowest_job = max(
+        ((job["finished_at"] or time.time()) - job["submitted_at"] for job, _ in jobs), default=0.0
+    )

@@ -1,0 +1,126 @@
+"""
+A bad night, shortened: ``python -m benchmarks.night``.
+
+The emulated clock runs sixty times as fast. Jobs come all the time; the gateway answers 429 and 5xx in bursts, is
+restarted once, and its key is changed once. Counted: waits that were lost, waits that failed, and the most requests in
+a second.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from airflow_provider_uniapi_fal.emulator.running import EmulatorProcess
+from airflow_provider_uniapi_fal.exceptions import FalError
+from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.protocol.errors import Failure
+from airflow_provider_uniapi_fal.protocol.job import JobResult
+from airflow_provider_uniapi_fal.protocol.watching import Watch
+from airflow_provider_uniapi_fal.triggers.hub import Waits, waits
+
+SCALE = 60.0
+OLD_KEY, NEW_KEY = "benchmark-old-key", "benchmark-new-key"
+INPUT = {"prompt": "a lighthouse", "image_size": {"width": 64, "height": 64}}
+
+#: When what happens, as shares of the night.
+FAULTS = (
+    (0.15, "rate-limit on=status times=25 retry_after=60"),
+    (0.30, "server-error on=status times=60 status=503"),
+    (0.35, "html on=result times=30 status=502"),
+    (0.55, "lost-reply on=status times=60"),
+    (0.75, "rate-limit on=result times=25 retry_after=60"),
+)
+RESTART_AT = 0.45
+NEW_KEY_AT = 0.65
+
+
+def connect(url: str, key: str) -> None:
+    value = {"conn_type": "uniapi_fal", "host": url, "password": key}
+    os.environ["AIRFLOW_CONN_FAL_DEFAULT"] = json.dumps(value)
+
+
+async def submit_all(waiting: Waits, jobs: int, seconds: float, lost: Counter[str]) -> None:
+    """Submit jobs evenly over the first nine tenths of the night."""
+    began = time.monotonic()
+    for number in range(jobs):
+        await asyncio.sleep(max(began + 0.9 * seconds * number / jobs - time.monotonic(), 0))
+        try:
+            accepted = await FalHook().asubmit("flux/dev", INPUT)
+        except FalError as error:
+            lost[f"submit: {type(error).__name__}"] += 1
+            continue
+        # A wait from the middle of an interval on: a plain fixed one is what makes storms.
+        waiting.add(Watch(accepted.handle, poke_interval=0.2 if number % 2 else None))  # type: ignore[union-attr]
+
+
+async def harm(emulator: EmulatorProcess, seconds: float) -> None:
+    """Let happen what happens."""
+    plan: list[tuple[float, str]] = sorted([*FAULTS, (RESTART_AT, "restart"), (NEW_KEY_AT, "new key")])
+    began = time.monotonic()
+    for share, what in plan:
+        await asyncio.sleep(max(began + share * seconds - time.monotonic(), 0))
+        print(f"{share * seconds * SCALE / 60:.0f} minutes: {what}", flush=True)
+        if what == "restart":
+            await asyncio.to_thread(emulator.kill)
+            await asyncio.sleep(1.0)
+            await asyncio.to_thread(emulator.restart)
+        elif what == "new key":
+            connect(emulator.url, NEW_KEY)
+
+        else:
+            await asyncio.to_thread(emulator.add_fault, what)
+
+
+async def night(emulator: EmulatorProcess, jobs: int, seconds: float) -> dict[str, Any]:
+    """Live through it."""
+    outcomes: Counter[str] = Counter()
+    lost: Counter[str] = Counter()
+    async with waits(say=lambda line: None) as waiting:
+        submitting = asyncio.ensure_future(submit_all(waiting, jobs, seconds, lost))
+        harming = asyncio.ensure_future(harm(emulator, seconds))
+        while not submitting.done() or waiting.open:
+            if not waiting.open:
+                await asyncio.sleep(0.05)
+                continue
+            _, end = await waiting.next_end()
+            kind = "succeeded" if isinstance(end, JobResult) else "other"
+            outcomes[end.kind.value if isinstance(end, Failure) else kind] += 1
+        await harming
+    return {"jobs": jobs, "outcomes": dict(outcomes), "not submitted": dict(lost)}
+
+
+def main() -> None:
+    """Measure, and print what was measured."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.night", description=__doc__)
+    parser.add_argument("--jobs", type=int, default=300)
+    parser.add_argument(
+        "--minutes", type=float, default=30.0, help="length of the night on the emulated clock"
+    )
+    parser.add_argument("--out", help="write the figures to this file, as JSON")
+    options = parser.parse_args()
+    seconds = options.minutes * 60 / SCALE
+    settings: dict[str, Any] = {"queue_seconds": 60.0, "run_seconds": 120.0, "spread": 0.5, "urls": "gateway"}
+    with EmulatorProcess(time_scale=SCALE, **settings) as emulator:
+        connect(emulator.url, OLD_KEY)
+        found = asyncio.run(night(emulator, options.jobs, seconds))
+        account = emulator.account()
+        requests = Counter(int(each["time"]) for each in emulator.requests())
+    found["accepted posts"] = account["totals"]["posts_accepted"]
+    found["replies"] = account["totals"]["replies_by_status"]
+    found["requests"] = sum(requests.values())
+    found["most requests in a second"] = max(requests.values())
+    found["mean requests in a second"] = sum(requests.values()) / seconds
+    print(json.dumps(found, indent=2))
+    if options.out:
+        Path(options.out).write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,281 @@
+"""
+Many waits on one event loop, without Airflow: ``python -m benchmarks.waits``.
+
+What a triggerer's loop spends on 1,000 waits at a fixed interval, by the hub, by a bare loop with one session, and with
+a session for each poll; the memory of 10,000 waits; and how many calls it takes to know the end of a job how soon, for a
+model that is unknown, for one that is known, and by the stream. Each is measured in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import ssl
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import psutil
+
+from airflow_provider_uniapi_fal.emulator.running import EmulatorProcess
+from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
+from airflow_provider_uniapi_fal.protocol.watching import Watch
+from airflow_provider_uniapi_fal.triggers.hub import Waits, waits
+
+KEY = "benchmark-key"
+MODEL = "flux/dev"
+INPUT = {"prompt": "a lighthouse", "image_size": {"width": 64, "height": 64}}
+
+
+class Heart:
+    """Beats on the event loop; what keeps it from beating, and uses the CPU meanwhile, has blocked the loop."""
+
+    def __init__(self) -> None:
+        self.longest = 0.0
+
+    async def beat(self) -> None:
+        while True:
+            before = time.thread_time()
+            await asyncio.sleep(0.001)
+            # A beat may see several callbacks of one turn of the loop: this is an upper bound.
+            self.longest = max(self.longest, time.thread_time() - before)
+
+
+def say(line: str) -> None:
+    return
+
+
+async def by_hub(jobs: list[JobHandle], interval: float, seconds: float) -> None:
+    async with waits(say=say) as waiting:
+        for job in jobs:
+            waiting.add(Watch(job, poke_interval=interval, logs=False))
+        await asyncio.sleep(seconds)
+
+
+async def by_bare_loop(jobs: list[JobHandle], interval: float, seconds: float) -> None:
+    async with aiohttp.ClientSession(connector=_connector()) as session:
+        await _poll_all(jobs, interval, seconds, lambda url: _poll(session, url))
+
+
+async def by_session_per_poll(jobs: list[JobHandle], interval: float, seconds: float) -> None:
+    async def poll(url: str) -> None:
+        async with aiohttp.ClientSession(connector=_connector()) as session:
+            await _poll(session, url)
+
+    await _poll_all(jobs, interval, seconds, poll)
+
+
+def _connector() -> aiohttp.TCPConnector:
+    return aiohttp.TCPConnector(ssl=_CONTEXT)
+
+
+# Made once for all: a context for each poll would cost far more.
+_CONTEXT = ssl.create_default_context(cafile=os.environ.get("REQUESTS_CA_BUNDLE"))
+
+
+async def _poll(session: aiohttp.ClientSession, url: str) -> None:
+    async with session.get(url, headers={"Authorization": f"Key {KEY}"}) as reply:
+        await reply.json()
+
+
+async def _poll_all(
+    jobs: list[JobHandle], interval: float, seconds: float, poll: Callable[[str], Awaitable[None]]
+) -> None:
+    async def wait(job: JobHandle) -> None:
+        while True:
+            await poll(f"{os.environ['BENCH_URL']}/fal-ai{job.status_path}")
+            await asyncio.sleep(interval)
+
+    tasks = [asyncio.ensure_future(wait(job)) for job in jobs]
+    await asyncio.sleep(seconds)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+LOOPS = {"hub": by_hub, "bare loop": by_bare_loop, "session per poll": by_session_per_poll}
+
+
+async def rate(way: str, jobs: list[JobHandle], seconds: float) -> dict[str, Any]:
+    heart = Heart()
+    beating = asyncio.ensure_future(heart.beat())
+    began = time.process_time()
+    await LOOPS[way](jobs, 2.0, seconds)
+    beating.cancel()
+    return {"cpu": time.process_time() - began, "longest_block": heart.longest}
+
+
+async def memory(jobs: list[JobHandle], count: int) -> dict[str, Any]:
+    process = psutil.Process()
+    async with waits(say=say) as waiting:
+        # One look opens the session and reads the connection; the rest of the memory is the waits'.
+        waiting.add(Watch(jobs[0], poke_interval=600.0))
+        await asyncio.sleep(2)
+        before = process.memory_info().rss
+        watches = [Watch(jobs[number % len(jobs)], poke_interval=600.0) for number in range(count)]
+        for watch in watches:
+            waiting.add(watch)
+        while any(watch.state is None for watch in watches):  # noqa: ASYNC110 - nobody tells of a first look
+            await asyncio.sleep(0.5)
+        return {"added_mb": (process.memory_info().rss - before) / 1e6, "tasks": len(asyncio.all_tasks())}
+
+
+async def known(groups: list[tuple[str, int, str]]) -> dict[str, Any]:
+    """Wait for jobs in groups, one after the other; what is learned from one helps the next."""
+    found: dict[str, Any] = {}
+    async with waits(say=say) as waiting:
+        for name, count, by in groups:
+            found[name] = await _wait_for(waiting, count, by)
+    return found
+
+
+async def _wait_for(waiting: Waits, count: int, by: str) -> dict[str, float]:
+    hook = FalHook()
+    submitted = await asyncio.gather(*(hook.asubmit(MODEL, INPUT) for _ in range(count)))
+    for each in submitted:
+        waiting.add(Watch(each.handle, by=by))  # type: ignore[union-attr,arg-type]
+    found = {}
+    while waiting.open:
+        watch, end = await waiting.next_end()
+        if not isinstance(end, JobResult):
+            raise TypeError(str(end))
+        found[watch.handle.request_id] = time.time()
+    return found
+
+
+def _submit(emulator: EmulatorProcess, count: int) -> list[dict[str, Any]]:
+    async def submit() -> list[JobHandle]:
+        hook = FalHook()
+        found = []
+        for _ in range(0, count, 50):
+            found += await asyncio.gather(*(hook.asubmit(MODEL, INPUT) for _ in range(min(50, count))))
+        return [each.handle for each in found]  # type: ignore[union-attr]
+
+    return [handle.to_json() for handle in asyncio.run(submit())]
+
+
+def _in_a_process(emulator: EmulatorProcess, *arguments: str) -> Any:
+    output = subprocess.run(  # noqa: S603 - our own module
+        [sys.executable, "-m", "benchmarks.waits", "--inside", *arguments],
+        env={**os.environ, "BENCH_URL": emulator.url},
+        stdout=subprocess.PIPE,
+        check=True,
+        text=True,
+        timeout=900,
+    ).stdout
+    return json.loads(output.splitlines()[-1])
+
+
+def _inside(arguments: list[str]) -> None:
+    what, *rest = arguments
+    if what == "known":
+        found = asyncio.run(known([tuple(group) for group in json.loads(rest[0])]))
+    else:
+        jobs = [JobHandle.from_json(each) for each in json.loads(Path(rest[0]).read_text())]
+        if what == "memory":
+            found = asyncio.run(memory(jobs, int(rest[1])))
+        else:
+            found = asyncio.run(rate(what, jobs, float(rest[1])))
+    print(json.dumps(found))
+
+
+def _connect(emulator: EmulatorProcess) -> None:
+    value = {"conn_type": "uniapi_fal", "host": emulator.url, "password": KEY}
+    os.environ["AIRFLOW_CONN_FAL_DEFAULT"] = json.dumps(value)
+    os.environ["REQUESTS_CA_BUNDLE"] = str(emulator.ca_file)
+
+
+def measure_loops(count: int, seconds: float, in_memory: int) -> dict[str, Any]:
+    """Measure CPU and memory with jobs that never end."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EmulatorProcess(tls=True, key=KEY, stuck=True) as emulator,
+    ):
+        _connect(emulator)
+        jobs = Path(folder) / "jobs.json"
+        jobs.write_text(json.dumps(_submit(emulator, count)))
+        found: dict[str, Any] = {}
+        for way in LOOPS:
+            before = len(emulator.requests())
+            found[way] = _in_a_process(emulator, way, str(jobs), str(seconds))
+            found[way]["polls"] = len(emulator.requests()) - before
+            print(way, found[way], flush=True)
+        found["memory"] = _in_a_process(emulator, "memory", str(jobs), str(in_memory))
+        print("memory", found["memory"], flush=True)
+    return found
+
+
+def measure_known(seconds: float, unknown: int, known_jobs: int) -> dict[str, Any]:
+    """Measure calls and delay, over TLS with 30 to 80 ms on the way."""
+    settings: dict[str, Any] = {
+        "queue_seconds": 0.0,
+        "run_seconds": seconds,
+        "spread": 0.1,
+        "urls": "gateway",
+    }
+    way = {"latency": 0.055, "latency_spread": 0.45, "stream": "offered"}
+    with EmulatorProcess(tls=True, key=KEY, **settings, **way) as emulator:
+        _connect(emulator)
+        groups = [
+            ("unknown model, polls", unknown, "poll"),
+            ("known model, polls", known_jobs, "poll"),
+            ("stream", known_jobs, "stream"),
+        ]
+        ended = _in_a_process(emulator, "known", json.dumps(groups))
+        jobs = {job["request_id"]: job for job in emulator.account()["jobs"]}
+        calls: dict[str, dict[str, int]] = {}
+        told: dict[str, float] = {}
+        for each in emulator.requests():
+            if each["operation"] == "result":
+                told.setdefault(each["request_id"], each["time"])
+            count = calls.setdefault(each["request_id"], {})
+            count[each["operation"]] = count.get(each["operation"], 0) + 1
+    found = {}
+    for name, moments in ended.items():
+        # Who knows of the end asks for the result at once.
+        known_after = sorted(told[request] - jobs[request]["finished_at"] for request in moments)
+        late = sorted(moment - jobs[request]["finished_at"] for request, moment in moments.items())
+        status = [calls[request].get("status", 0) for request in moments]
+        found[name] = {
+            "jobs": len(late),
+            "status_calls_mean": statistics.mean(status),
+            "status_calls_most": max(status),
+            "all_calls_mean": statistics.mean(sum(calls[request].values()) for request in moments),
+            "known_median": statistics.median(known_after),
+            "known_p95": known_after[min(int(0.95 * len(late)), len(late) - 1)],
+            "known_with_result_median": statistics.median(late),
+            "known_with_result_p95": late[min(int(0.95 * len(late)), len(late) - 1)],
+        }
+        print(name, found[name], flush=True)
+    return found
+
+
+def main() -> None:
+    """Measure, and print what was measured."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.waits", description=__doc__)
+    parser.add_argument("--short", action="store_true", help="few jobs, to see that it runs")
+    parser.add_argument("--out", help="write the figures to this file, as JSON")
+    parser.add_argument("--inside", nargs="+", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.inside:
+        _inside(options.inside)
+        return
+    if options.short:
+        found = {**measure_loops(50, 4.0, 200), **measure_known(3.0, 5, 5)}
+    else:
+        found = {**measure_loops(1000, 20.0, 10_000), **measure_known(20.0, 20, 60)}
+    if options.out:
+        Path(options.out).write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,7 +10,18 @@ import pytest
 
 from demo.local_airflow import COMPONENTS
 from demo.processes import Processes
-from tests.system.matrix.cells import BLOCKING, DEFERRABLE, SENSOR, Cell, Ends, Matrix, Row, eventually
+from tests.system.matrix.cells import (
+    BLOCKING,
+    COLUMNS,
+    DEFERRABLE,
+    SENSOR,
+    Cell,
+    Ends,
+    Matrix,
+    Row,
+    eventually,
+)
+from tests.system.matrix.rows import nothing
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +67,23 @@ def test_a_gateway_that_was_away_is_asked_again_and_nothing_is_posted_twice(
         emulator.restart()
 
     outlive(matrix, "the gateway goes away and comes back", (SENSOR, BLOCKING, DEFERRABLE), away)
+
+
+def test_a_gateway_that_is_away_when_jobs_are_submitted_is_posted_each_of_them_once(
+    matrix: Matrix, emulator: EmulatorProcess
+) -> None:
+    submitted_later = Ends(tries=2, words=["The gateway could not be reached", "nothing was sent"])
+    row = Row("the gateway is not there", nothing, dict.fromkeys(COLUMNS, submitted_later))
+    cells = [Cell(matrix, row, column) for column in COLUMNS]
+    emulator.kill()
+    for cell in cells:
+        cell.start()
+    for cell in cells:
+        eventually(lambda cell=cell: "nothing was sent" in cell.story())  # type: ignore[misc]
+    emulator.restart()
+    for cell in cells:
+        assert cell.ended() == "success"
+        cell.ends_as(submitted_later)
 
 
 def test_deferred_jobs_outlive_a_killed_triggerer(matrix: Matrix, airflow: LocalAirflow) -> None:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 
     from airflow_provider_uniapi_fal.hooks.fal import FalHook
     from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
+    from airflow_provider_uniapi_fal.protocol.watching import Watch
 
 #: No test leaves a task at its gate for longer; a run that was given up ends by itself.
 GATE_SECONDS = 600
@@ -51,7 +52,7 @@ class Gated(SubmittingOperator):
 
     def submitted(self, context: Context, hook: FalHook, ledger: TaskLedger) -> JobRecord:
         at = gate_of(context)
-        post, write, watch_for = hook.post, ledger.write, hook.watch_for
+        post, write, watch_for, delivered = hook.post, ledger.write, hook.watch_for, hook.delivered
 
         def gated_post(*args: Any, **kwargs: Any) -> Any:
             at("before the post")
@@ -66,8 +67,12 @@ class Gated(SubmittingOperator):
             at("in the wait")
             return watch_for(*args)
 
+        def gated_delivered(*args: Any) -> Any:
+            at("before the delivery")
+            return delivered(*args)
+
         at("before the intent")
-        vars(hook).update(post=gated_post, watch_for=gated_watch)
+        vars(hook).update(post=gated_post, watch_for=gated_watch, delivered=gated_delivered)
         vars(ledger).update(write=gated_write)
         record = super().submitted(context, hook, ledger)
         at("after the record")
@@ -85,6 +90,14 @@ class GatedGenerate(Gated, FalGenerateOperator):
 
 
 class GatedSensor(FalQueueSensor):
+    def execute(self, context: Context) -> Any:
+        self._at = gate_of(context)
+        return super().execute(context)
+
+    def _hook_of(self, watch: Watch) -> FalHook:
+        self._at("in the wait")
+        return super()._hook_of(watch)
+
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         gate_of(context)("before the delivery")
         return super().execute_complete(context, event)
@@ -119,5 +132,6 @@ def columns(
 
 
 columns()
-columns("impatient_", timeout=12, queue_timeout=6)
+# Of its tries Airflow may lose one.
+columns("impatient_", timeout=12, queue_timeout=6, retries=2)
 columns("hasty_", execution_timeout=12, retries=20)

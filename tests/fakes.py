@@ -21,6 +21,8 @@ from airflow.sdk._shared.module_loading import import_string
 from airflow.sdk.serde import deserialize, serialize
 
 from airflow_provider_uniapi_fal.emulator.running import Emulator, running_emulator
+from airflow_provider_uniapi_fal.hooks import fal as hooks
+from airflow_provider_uniapi_fal.protocol.cadence import Experience
 from airflow_provider_uniapi_fal.protocol.job import JobHandle
 
 if TYPE_CHECKING:
@@ -113,7 +115,12 @@ Start = Callable[..., Emulator]
 
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
-    """Start emulators whose jobs end at once unless said otherwise; the connections lead to the last one."""
+    """
+    Start emulators whose jobs end at once unless said otherwise; the connections lead to the last one.
+
+    What other tests taught this process of how long jobs take is forgotten.
+    """
+    monkeypatch.setattr(hooks, "EXPERIENCE", Experience())
     with contextlib.ExitStack() as stack:
 
         def begin(**settings: Any) -> Emulator:

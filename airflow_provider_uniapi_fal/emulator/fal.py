@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+import json
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import Any
@@ -37,6 +40,8 @@ ERROR_CODES = {
     "client_cancelled": 499,
     "bad_request": 400,
 }
+# A stream looks at least this often whether its job has moved on: places in the queue and cancels come unannounced.
+STREAM_TICK = 0.5
 # A result of this size is not kept as long as a smaller one.
 LARGE_RESULT = 10 * 1024
 
@@ -89,6 +94,45 @@ async def status(gateway: Gateway, call: Call) -> Reply:
     with_logs = call.request.query.get("logs", "").lower() in ("1", "true")
     code = 200 if job.phase is Phase.FINISHED else job.behaviour.pending_code
     return Reply.json(_status_body(gateway, job, call, with_logs=with_logs, now=now), code, _headers(job))
+
+
+async def stream(gateway: Gateway, call: Call) -> Reply:
+    """Tell where a job is whenever that changes, until its end."""
+    job = call.job
+    if job is None or not _is_addressed(job, call) or job.behaviour.stream == "missing":
+        return NOT_FOUND
+    if job.behaviour.stream == "not-allowed":
+        return Reply.gateway_error(405, "Method not allowed.")
+    with_logs = call.request.query.get("logs", "").lower() in ("1", "true")
+
+    def events() -> AsyncIterator[bytes]:
+        told = _events(gateway, job, call, with_logs=with_logs)
+        return _buffered(told) if job.behaviour.stream == "buffered" else told
+
+    return Reply(200, b"", "text/event-stream", _headers(job), pieces=events)
+
+
+async def _events(gateway: Gateway, job: Job, call: Call, *, with_logs: bool) -> AsyncIterator[bytes]:
+    behaviour, spoke_at = job.behaviour, gateway.now()
+    told: dict[str, Any] = {}
+    while True:
+        now = gateway.now()
+        body = _status_body(gateway, job, call, with_logs=with_logs, now=now)
+        if body != told:
+            told, spoke_at = body, now
+            yield b"data: " + json.dumps(body).encode() + b"\n\n"
+        elif now - spoke_at >= behaviour.comment_seconds and behaviour.stream != "no-comments":
+            spoke_at = now
+            yield b": still there\n\n"
+        if job.phase is Phase.FINISHED or behaviour.stream == "cut":
+            return
+        if behaviour.stream == "silent":
+            await asyncio.Event().wait()
+        await asyncio.sleep(min(max(job.next_change_at(now) - now, 0.001), STREAM_TICK))
+
+
+async def _buffered(events: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    yield b"".join([event async for event in events])
 
 
 async def result(gateway: Gateway, call: Call) -> Reply:
@@ -200,6 +244,7 @@ _REQUEST = FAMILY + "/{model:.+}/requests/{request_id}"
 ROUTES = [
     Route("POST", FAMILY + "/{model:.+}", "submit", submit, "Key"),
     Route("GET", _REQUEST + "/status", "status", status, "Key"),
+    Route("GET", _REQUEST + "/status/stream", "stream", stream, "Key"),
     Route("GET", _REQUEST + "/response", "result", result, "Key"),
     Route("GET", _REQUEST, "result", result, "Key"),
     Route("PUT", _REQUEST + "/cancel", "cancel", cancel, "Key"),

@@ -23,7 +23,7 @@ from typing import Any
 from airflow_provider_uniapi_fal.emulator.refusals import REFUSALS
 from airflow_provider_uniapi_fal.emulator.reply import HangUp, Journey, Reply
 
-OPERATIONS = ("submit", "status", "result", "cancel", "media", "probe")
+OPERATIONS = ("submit", "status", "stream", "result", "cancel", "media", "probe")
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,13 @@ class Job:
             return None
         return self.finished_at - self.started_at
 
+    def next_change_at(self, now: float) -> float:
+        """Return when the job itself starts or ends next; infinity while it waits for others."""
+        if self.started_at is None:
+            return self.ready_at if self.ready_at > now else math.inf
+        # One that falls back into the queue does so half way.
+        return self.started_at + (self.run_seconds / 2 if self.requeues else self.run_seconds)
+
     def log(self, now: float) -> list[tuple[float, str]]:
         """Return the lines logged so far, each with its time."""
         if self.started_at is None:

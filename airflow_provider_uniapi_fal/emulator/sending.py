@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from airflow_provider_uniapi_fal.emulator.reply import Journey, Reply
 
 BLOCK = b"\0" * 65536
@@ -24,10 +26,26 @@ class NoAnswer(web.Response):
 
 async def send(request: web.Request, reply: Reply) -> web.StreamResponse:
     """Send an answer."""
+    if reply.pieces is not None and request.method != "HEAD":
+        return await _stream(request, reply, reply.pieces())
     if reply.journey is None or request.method == "HEAD":
         headers = {**reply.headers, "Content-Type": reply.content_type}
         return web.Response(status=reply.status, body=reply.body, headers=headers)
     return await _travel(request, reply, reply.journey)
+
+
+async def _stream(request: web.Request, reply: Reply, pieces: AsyncIterator[bytes]) -> web.StreamResponse:
+    """Send a body piece by piece as it comes about; headers go with the first piece."""
+    response = web.StreamResponse(status=reply.status, headers=reply.headers)
+    response.content_type = reply.content_type
+    async for piece in pieces:
+        if not response.prepared:
+            await response.prepare(request)
+        await response.write(piece)
+    if not response.prepared:
+        await response.prepare(request)
+    await response.write_eof()
+    return response
 
 
 def hang_up(request: web.Request, *, reset: bool) -> web.StreamResponse:

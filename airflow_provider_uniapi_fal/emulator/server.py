@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
+import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -48,6 +50,7 @@ class Gateway:
     rules: RuleBook = field(init=False)
     queue: JobQueue = field(init=False)
     account: Account = field(init=False)
+    _chance: random.Random = field(init=False, default_factory=random.Random)
     _numbers: itertools.count[int] = field(init=False, default_factory=lambda: itertools.count(1))
 
     def __post_init__(self) -> None:
@@ -85,6 +88,11 @@ class Gateway:
         now = time.time()
         self.queue.advance(now)
         return now
+
+    def latency(self) -> float:
+        """Return the seconds by which the next answer is late."""
+        settings = self.settings
+        return settings.latency * (1 + settings.latency_spread * self._chance.uniform(-1, 1))
 
     def waiting(self) -> int:
         """Return how many jobs wait."""
@@ -282,6 +290,7 @@ def _serve(gateway: Gateway, route: Route) -> Callable[[web.Request], Awaitable[
             if not seen.key_matched:
                 return await send(request, BAD_KEY)
         body = await request.read()
+        await asyncio.sleep(gateway.latency())
         try:
             own_rules = read_header(request.headers.getall(FAULT_HEADER, ()), route.operation)
             for rule in own_rules.all():

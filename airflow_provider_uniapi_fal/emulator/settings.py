@@ -85,6 +85,13 @@ class Behaviour:
         ("status", "detail", "success"),
     )
     obeys_cancel: bool = _setting(False, "a running job stops when it is signalled; else it runs to its end")
+    stream: str = _setting(
+        "missing",
+        "the status stream: offered; missing (404) or not-allowed (405); buffered by a proxy until the job's end; silent "
+        "after the first event; cut off after it; or without comments",
+        ("offered", "missing", "not-allowed", "buffered", "silent", "cut", "no-comments"),
+    )
+    comment_seconds: float = _setting(15.0, "time between the comments that keep a stream open")
     early_result_code: int = _setting(400, "HTTP code of a result asked for before the end", (400, 202))
     result_seconds: float = _setting(3600.0, "a result is kept this long, then answers 404")
     large_result_seconds: float = _setting(360.0, "a result of 10 KB or more is kept this long")
@@ -116,6 +123,8 @@ class Settings(Behaviour):
     time_scale: float = _setting(
         1.0, "emulated seconds pass so many times as fast, Retry-After's and expiry's too"
     )
+    latency: float = _setting(0.0, "real seconds by which the way to the gateway delays every answer")
+    latency_spread: float = _setting(0.0, "vary the latency by up to this share of it")
     key: str = _setting("", "the accepted key; without it every key is accepted, but not none")
     seed: int = _setting(0, "starts the random numbers of durations and pictures")
     concurrency: int = _setting(0, "jobs that run at once; 0 is without limit")
@@ -168,7 +177,14 @@ class Settings(Behaviour):
 
 
 # What a time scale shortens: all times but the length of a video.
-DURATIONS = ("queue_seconds", "run_seconds", "result_seconds", "large_result_seconds", "media_seconds")
+DURATIONS = (
+    "queue_seconds",
+    "run_seconds",
+    "comment_seconds",
+    "result_seconds",
+    "large_result_seconds",
+    "media_seconds",
+)
 BEHAVIOUR_FIELDS = tuple(each.name for each in dataclasses.fields(Behaviour))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -13,6 +14,7 @@ from airflow.sdk.log import amask_secret, mask_secret
 
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.protocol import verbs, watching
+from airflow_provider_uniapi_fal.protocol.cadence import Experience
 from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.dialects.base import (
     CancelOutcome,
@@ -26,6 +28,7 @@ from airflow_provider_uniapi_fal.protocol.dialects.base import (
 from airflow_provider_uniapi_fal.protocol.dialects.fal import SubmitOptions, bare_model
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobResult
+from airflow_provider_uniapi_fal.protocol.messages import HttpReply
 from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount, read_account
 from airflow_provider_uniapi_fal.transport.blocking import BlockingTransport
 from airflow_provider_uniapi_fal.transport.nonblocking import NonblockingTransport, pooled
@@ -40,6 +43,13 @@ if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.messages import Flow, HttpRequest
 
 DEFAULT_CONN_ID = "fal_default"
+
+#: How long the jobs of each model take, as far as this process has seen them end.
+EXPERIENCE = Experience()
+
+#: Seconds before the end of a watch in which looks are at least this close: handing a job on costs more time.
+CLOSING_SECONDS = 1.6
+CLOSING_INTERVAL = 0.5
 
 T = TypeVar("T")
 
@@ -292,16 +302,20 @@ class FalHook(BaseHook):
         :param say: takes each line of news
         :return: the result or the failure, or how long to wait before the next look
         """
-        until = None if seconds is None else time.monotonic() + seconds
-        while True:
+        until = math.inf if seconds is None else time.monotonic() + seconds
+        end: watching.RoundEnd = watching.WaitMore(seconds_to_first_look(watch))
+        while isinstance(end, watching.WaitMore):
+            left = until - time.monotonic()
+            least = end.least if watch.state else end.seconds
+            if end.seconds > 0 and (left <= 0 or least > left):
+                break
+            # Whoever waits longer does so elsewhere, and the way there costs more than a few close looks do.
+            closing = CLOSING_INTERVAL if left <= CLOSING_SECONDS else left - CLOSING_SECONDS
+            time.sleep(max(min(end.seconds, max(least, closing), left), 0.0))
             end = self.one_round(watch)
             for line in watch.take_news():
                 say(line)
-            if not isinstance(end, watching.WaitMore):
-                return end
-            if until is not None and time.monotonic() + end.seconds > until:
-                return end
-            time.sleep(end.seconds)
+        return end
 
     def delivered(self, watch: watching.Watch, end: watching.RoundEnd) -> JobResult:
         """
@@ -343,15 +357,30 @@ class FalHook(BaseHook):
         return verbs.result(dialect_named(handle.dialect), handle, clock=time.time, jitter=random.random)
 
 
-def watching_round(watch: watching.Watch) -> Flow[watching.RoundEnd]:
-    """Return the conversation for one round of a wait, with this process's clock."""
-    dialect = dialect_named(watch.handle.dialect)
-    return watching.one_round(watch, dialect, clock=time.time, jitter=random.random)
+def watching_round(watch: watching.Watch, told: bytes | None = None) -> Flow[watching.RoundEnd]:
+    """
+    Return the conversation for one round of a wait, with this process's clock.
+
+    :param told: a status that came by the stream; None: ask for it
+    """
+    return watching.one_round(
+        watch,
+        dialect_named(watch.handle.dialect),
+        clock=time.time,
+        jitter=random.random,
+        experience=EXPERIENCE,
+        told=None if told is None else HttpReply(200, {}, told),
+    )
+
+
+def stream_request(watch: watching.Watch) -> HttpRequest | None:
+    """Return the request for a job's status stream, or None if it has none or is to be polled."""
+    return watching.stream_request(watch, dialect_named(watch.handle.dialect))
 
 
 def seconds_to_first_look(watch: watching.Watch) -> float:
     """Return how long a wait may rest before its first round, with this process's clock."""
-    return watching.seconds_to_first_look(watch, now=time.time(), jitter=random.random())
+    return watching.seconds_to_first_look(watch, now=time.time(), experience=EXPERIENCE)
 
 
 def _account_of(connection: Connection) -> GatewayAccount:

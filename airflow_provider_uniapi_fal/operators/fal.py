@@ -16,7 +16,8 @@ from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase, ends_the_job
 from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
 from airflow_provider_uniapi_fal.operators.submitting import SubmittingOperator, handle_in, in_phase
-from airflow_provider_uniapi_fal.protocol.arguments import seconds, seconds_or_none
+from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
+from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
 from airflow_provider_uniapi_fal.protocol.watching import WaitMore, Watch
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom, summary
 from airflow_provider_uniapi_fal.triggers.fal import (
@@ -102,8 +103,13 @@ class FalGenerateOperator(SubmittingOperator):
 
     :param deferrable: True (default) waits in the triggerer without a worker; False waits in the worker; None
         asks Airflow's ``[operators] default_deferrable``
-    :param poke_interval: seconds between looks; None (default) is adaptive: a tenth of the job's age, between 1
+    :param poke_interval: seconds between looks; None (default) is adaptive: closely when the job is due, as far as
+        the process has learned how long jobs of the model take, else four tenths of the job's age, between 1.5
         and 15 seconds
+    :param watch: how the triggerer learns that the job has ended: ``poll`` asks for its status; ``stream``
+        follows fal's status stream, and falls back to polls where there is none; ``auto`` (default) lets one job
+        find out whether the gateway streams, while it is polled as well, and then does what serves. A fixed
+        ``poke_interval`` is polled. The worker, before it defers, polls
     :param queue_timeout: seconds in which the job must have been seen running, counted anew in each try; None
         (default) for no limit
     :param timeout: seconds until the wait fails, default one day; counted anew in each try
@@ -114,7 +120,7 @@ class FalGenerateOperator(SubmittingOperator):
         default False. Asset events, success callbacks and extra links are left out then, and the ledger does
         not learn that the result was delivered
     :param logs: bring the model's log lines into the task's log; default True
-    :param defer_after: seconds to watch from the worker before deferring, default 5: short jobs need no trigger
+    :param defer_after: seconds to watch from the worker before deferring, default 6: short jobs need no trigger
     :return: the result as JSON values, see :class:`~airflow_provider_uniapi_fal.protocol.job.JobResult`; data
         URIs are left out of it
     :raises FalQueueTimeout: the job never started; ``may_run`` says whether it was removed from the queue
@@ -132,13 +138,14 @@ class FalGenerateOperator(SubmittingOperator):
         *,
         deferrable: bool | None = True,
         poke_interval: timedelta | float | None = None,
+        watch: WatchBy = "auto",
         queue_timeout: timedelta | float | None = None,
         timeout: timedelta | float = 86400.0,
         cancel_on_timeout: bool = True,
         cancel_on_kill: bool = True,
         end_from_trigger: bool = False,
         logs: bool = True,
-        defer_after: float = 5.0,
+        defer_after: float = 6.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -153,6 +160,7 @@ class FalGenerateOperator(SubmittingOperator):
         self.cancel_on_timeout = cancel_on_timeout
         self.cancel_on_kill = cancel_on_kill
         self.end_from_trigger = end_from_trigger
+        self.watch = one_of("watch", watch, WAYS)
         self.logs = logs
         self.defer_after = seconds("defer_after", defer_after, or_zero=True)
         self._running: tuple[Any, JobHandle] | None = None
@@ -172,6 +180,7 @@ class FalGenerateOperator(SubmittingOperator):
                 queue_deadline=None if self.queue_timeout is None else now + self.queue_timeout,
                 cancel_on_timeout=self.cancel_on_timeout,
                 poke_interval=self.poke_interval,
+                by=self.watch,
                 logs=self.logs,
             )
             in_worker = self.defer_after if self.deferrable else None

@@ -22,6 +22,7 @@ from airflow_provider_uniapi_fal.ledger.record import (
     fingerprint,
     was_cleared,
 )
+from airflow_provider_uniapi_fal.protocol.arguments import one_of
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
 from airflow_provider_uniapi_fal.protocol.dialects.fal import bare_model
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input, unknown_outcome
@@ -68,8 +69,7 @@ class SubmittingOperator(BaseOperator):
             ("on_changed_arguments", on_changed_arguments, ON_CHANGED_ARGUMENTS),
             ("on_clear", on_clear, ON_CLEAR),
         ):
-            if value not in words:
-                raise ValueError(f"{name} must be one of {', '.join(words)}, not {value!r}")
+            one_of(name, value, words)
         # Templates and XComs are values by the time that execute() looks.
         self.model: Any = model
         self.arguments: Any = arguments

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 from airflow_provider_uniapi_fal.protocol.messages import MAX_DEPTH
+
+Word = TypeVar("Word", bound=str)
 
 _MODEL_SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
@@ -39,6 +41,17 @@ def as_json(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: as_json(item) for key, item in value.items()}
     return [as_json(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def one_of(name: str, value: Word, words: Sequence[Word]) -> Word:
+    """
+    Return a word if it is one of those that a setting may have.
+
+    :raises ValueError: if it is not, naming the setting
+    """
+    if value not in words:
+        raise ValueError(f"{name} must be one of {', '.join(words)}, not {value!r}")
+    return value
 
 
 def seconds(name: str, value: object, *, or_zero: bool = False) -> float:

@@ -21,7 +21,8 @@ from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult, JobSt
 from airflow_provider_uniapi_fal.protocol.messages import Sleep
 
 if TYPE_CHECKING:
-    from airflow_provider_uniapi_fal.protocol.messages import Flow
+    from airflow_provider_uniapi_fal.protocol.messages import Flow, HttpReply, HttpRequest
+    from airflow_provider_uniapi_fal.protocol.streaming import WatchBy
 
 #: Answers that mean nothing definite, in a row, before the wait gives up. Passing faults are not counted.
 MAX_UNCLEAR = 10
@@ -36,14 +37,29 @@ MAX_LINE_CHARS = 500
 MAX_LINES_KEPT = 2000
 
 
-_SETTINGS = ("handle", "deadline", "queue_deadline", "cancel_on_timeout", "poke_interval", "logs", "news")
+_SETTINGS = (
+    "handle",
+    "deadline",
+    "queue_deadline",
+    "cancel_on_timeout",
+    "poke_interval",
+    "by",
+    "logs",
+    "news",
+)
 
 
 @dataclass(frozen=True)
 class WaitMore:
-    """The job is not done; look again after so many seconds."""
+    """
+    The job is not done.
+
+    :param seconds: look again after so many
+    :param least: look again no sooner than after so many: a fixed interval, or what the server asked for
+    """
 
     seconds: float
+    least: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -70,10 +86,14 @@ class Watch:
     :param queue_deadline: seconds since the epoch by which the job must have started, or None
     :param cancel_on_timeout: ask the gateway to cancel the job when a clock has run out
     :param poke_interval: fixed seconds between looks, or None for adaptive
+    :param by: how to learn of the end: ``poll``, ``stream`` or ``auto``; a fixed ``poke_interval`` is polled
     :param logs: ask for the model's log lines
     :param state: the last state seen
+    :param pending_at: when it was last seen in the queue
     :param running_since: when it was first seen running
+    :param looked_at: when it was last seen not to have ended
     :param completed_at: when it was first seen completed
+    :param queued_from: when its position in the queue was first seen, and the position
     :param path: which of the job's alternative paths answers
     :param unclear: answers without meaning, in a row
     """
@@ -83,10 +103,14 @@ class Watch:
     queue_deadline: float | None = None
     cancel_on_timeout: bool = False
     poke_interval: float | None = None
+    by: WatchBy = "auto"
     logs: bool = True
     state: JobState | None = None
     queue_position: int | None = None
+    queued_from: tuple[float, int] | None = None
+    pending_at: float | None = None
     running_since: float | None = None
+    looked_at: float | None = None
     completed_at: float | None = None
     inference_time: float | None = None
     path: int = 0
@@ -130,27 +154,42 @@ class Watch:
 
 
 def one_round(
-    watch: Watch, dialect: Dialect, *, clock: Callable[[], float], jitter: Callable[[], float]
+    watch: Watch,
+    dialect: Dialect,
+    *,
+    clock: Callable[[], float],
+    jitter: Callable[[], float],
+    experience: cadence.Experience | None = None,
+    told: HttpReply | None = None,
 ) -> Flow[RoundEnd]:
     """
     Look once, and fetch the result at once if the job is done.
 
+    :param experience: knows how long jobs take, and learns from this one; None: nothing is known
+    :param told: a status that came by the stream: then none is asked for
     :return: the result, the failure, or how long to wait before the next round; lines for the log are left
         in :attr:`Watch.news`
     """
     paths = dialect.alternatives(watch.handle)
     handle = paths[watch.path % len(paths)]
     retry_after = None
+    clear = False
     failed: JobStatus | None = None
     if watch.completed_at is None:
-        seen = yield from verbs.look(dialect, handle, logs=watch.logs, clock=clock)
+        if told is None:
+            seen = yield from verbs.look(dialect, handle, logs=watch.logs, clock=clock)
+        else:
+            seen = dialect.read_status(handle, told, clock())
         if isinstance(seen, Failure):
             return seen
         if isinstance(seen, JobStatus):
             ended = _take_status(watch, seen, clock())
             if ended is not None:
                 return ended
+            clear = watch.completed_at is None and watch.unclear == 0
             failed = seen if seen.state in (JobState.FAILED, JobState.CANCELLED) else None
+            if seen.state is JobState.SUCCEEDED and experience is not None:
+                _learn(watch, experience)
         elif seen.oversized:
             watch.logs = False
             watch.news.append(f"{_name(watch)}: the model's log is too long to be followed.")
@@ -182,21 +221,34 @@ def one_round(
     late = next((kind for kind, deadline in clocks.items() if now >= deadline), None)
     if late is not None:
         return (yield from _end_late(watch, dialect, handle, late, clock=clock))
+    usual = None if experience is None else experience.usual(watch.handle.model)
     wait = cadence.next_look(
-        now - (watch.completed_at or watch.handle.submitted_at),
+        _seen(watch, now),
         poke_interval=watch.poke_interval,
         retry_after=retry_after,
+        # A gateway that gives no clear answers is not asked closely.
+        usual=usual if clear else None,
         jitter=jitter(),
     )
-    return WaitMore(max(min([wait, *(deadline - now for deadline in clocks.values())]), 0.0))
+    wait = max(min([wait, *(deadline - now for deadline in clocks.values())]), 0.0)
+    return WaitMore(wait, min(max(watch.poke_interval or 0.0, retry_after or 0.0), wait))
 
 
-def seconds_to_first_look(watch: Watch, *, now: float, jitter: float) -> float:
+def seconds_to_first_look(watch: Watch, *, now: float, experience: cadence.Experience | None = None) -> float:
     """Return how long a wait that begins, or that goes on in another process, may rest before it looks."""
-    age = now - watch.handle.submitted_at
-    if watch.poke_interval is not None or watch.completed_at is not None or age > cadence.SHORTEST:
+    if watch.poke_interval is not None or watch.state is not None:
         return 0.0
-    return cadence.next_look(age, poke_interval=None, retry_after=None, jitter=jitter)
+    usual = None if experience is None else experience.usual(watch.handle.model)
+    rest = cadence.first_look(_seen(watch, now), usual)
+    return max(min([rest, *(deadline - now for deadline in _running_clocks(watch).values())]), 0.0)
+
+
+def stream_request(watch: Watch, dialect: Dialect) -> HttpRequest | None:
+    """Return the request for a job's status stream, or None if it has none or is to be polled."""
+    if watch.by == "poll" or watch.poke_interval is not None or watch.completed_at is not None:
+        return None
+    paths = dialect.alternatives(watch.handle)
+    return dialect.stream_request(paths[watch.path % len(paths)], logs=watch.logs)
 
 
 def next_deadline(watch: Watch) -> float | None:
@@ -253,6 +305,48 @@ _ASKED = {
     CancelOutcome.NOT_FOUND: "The gateway does not know the job that it was asked to cancel.",
     CancelOutcome.ALREADY_COMPLETED: "It was completed just then, but its result could not be had.",
 }
+
+
+def _seen(watch: Watch, now: float) -> cadence.Seen:
+    """Return what the cadence is to know of a job."""
+    submitted = watch.handle.submitted_at
+    if watch.completed_at is not None:
+        return cadence.Seen(now - watch.completed_at)
+    return cadence.Seen(
+        now - submitted,
+        pending_until=max((watch.pending_at or submitted) - submitted, 0.0),
+        running_since=None if watch.running_since is None else watch.running_since - submitted,
+        seconds_to_start=_seconds_to_start(watch),
+    )
+
+
+def _seconds_to_start(watch: Watch) -> float | None:
+    """Tell by the fall of its position how long a job will still be queued."""
+    if watch.queue_position is None or watch.queued_from is None or watch.pending_at is None:
+        return None
+    since, position = watch.queued_from
+    fallen = position - watch.queue_position
+    return watch.queue_position * (watch.pending_at - since) / fallen if fallen > 0 else None
+
+
+def _learn(watch: Watch, experience: cadence.Experience) -> None:
+    """
+    Learn how long a completed job took.
+
+    It ended at some time since the last look before. The middle of that is taken, but at most a tenth of its age
+    back: one job that was completed at the first look must not spoil what is known, many must change it.
+    """
+    submitted, completed = watch.handle.submitted_at, watch.completed_at or 0.0
+    running = watch.inference_time
+    earliest = max(watch.looked_at or submitted, submitted + (running or 0.0))
+    earliest = max(earliest, completed - 0.2 * (completed - submitted))
+    ended = (min(earliest, completed) + completed) / 2
+    if running is None:
+        started = watch.pending_at or submitted
+        if watch.running_since is not None:
+            started = (started + watch.running_since) / 2
+        running = ended - started
+    experience.learn(watch.handle.model, total=ended - submitted, running=running)
 
 
 def _running_clocks(watch: Watch) -> dict[FailureKind, float]:
@@ -319,8 +413,14 @@ def _take_status(watch: Watch, seen: JobStatus, now: float) -> Failure | None:
         return _take_unclear(watch, LookAgain(f"the unknown state {seen.word!r}", bounded=True), now)
     watch.unclear = 0
     moved = seen.state is not watch.state or seen.queue_position != watch.queue_position
+    if not seen.finished:
+        watch.looked_at = now
     if seen.state is JobState.RUNNING and watch.running_since is None:
         watch.running_since = now
+    if seen.state is JobState.PENDING:
+        watch.pending_at = now
+        if watch.queued_from is None and seen.queue_position is not None:
+            watch.queued_from = (now, seen.queue_position)
     watch.state, watch.queue_position = seen.state, seen.queue_position
     if seen.finished:
         watch.completed_at = now

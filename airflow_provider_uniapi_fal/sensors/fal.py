@@ -14,10 +14,11 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, A
 
 from airflow_provider_uniapi_fal.exceptions import error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
-from airflow_provider_uniapi_fal.protocol.arguments import seconds, seconds_or_none
+from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
 from airflow_provider_uniapi_fal.protocol.cadence import LONGEST
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
+from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
 from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, WaitMore, Watch
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom, summary
 from airflow_provider_uniapi_fal.triggers.fal import (
@@ -51,13 +52,18 @@ class FalQueueSensor(BaseSensorOperator):
         with a handle, None means the handle's own
     :param deferrable: True (default) waits in the triggerer without a worker; False waits in the worker, by
         ``mode`` ``poke`` or ``reschedule``; None asks Airflow's ``[operators] default_deferrable``
-    :param poke_interval: seconds between looks; None (default) is adaptive: a tenth of the job's age, between 1
-        and 15 seconds, and at least 7 seconds in mode ``reschedule``
+    :param poke_interval: seconds between looks; None (default) is adaptive: closely when the job is due, as far as
+        the process has learned how long jobs of the model take, else four tenths of the job's age, between 1.5
+        and 15 seconds; at least 7 seconds in mode ``reschedule``
+    :param watch: how the triggerer learns that the job has ended: ``poll`` asks for its status; ``stream``
+        follows fal's status stream, and falls back to polls where there is none; ``auto`` (default) lets one job
+        find out whether the gateway streams, while it is polled as well, and then does what serves. A fixed
+        ``poke_interval`` is polled. The worker, before it defers, polls
     :param timeout: seconds until the wait fails; default is Airflow's ``[sensors] default_timeout``. The job is
         not cancelled
     :param soft_fail: skip the task instead of failing it on a time-out or a hopeless case; default False
     :param logs: bring the model's log lines into the task's log; default True
-    :param defer_after: seconds to watch from the worker before deferring, default 5: short jobs need no trigger
+    :param defer_after: seconds to watch from the worker before deferring, default 6: short jobs need no trigger
     :return: the result as JSON values, see :class:`~airflow_provider_uniapi_fal.protocol.job.JobResult`; data
         URIs are left out of it
     :raises FalTimeout: the wait is over; the job may still run and be billed; a clear looks again
@@ -83,8 +89,9 @@ class FalQueueSensor(BaseSensorOperator):
         fal_conn_id: str | None = None,
         deferrable: bool | None = True,
         poke_interval: timedelta | float | None = None,
+        watch: WatchBy = "auto",
         logs: bool = True,
-        defer_after: float = 5.0,
+        defer_after: float = 6.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(poke_interval=LONGEST if poke_interval is None else poke_interval, **kwargs)
@@ -110,6 +117,7 @@ class FalQueueSensor(BaseSensorOperator):
         self.fal_conn_id = fal_conn_id
         self.deferrable = deferrable
         self._adaptive = poke_interval is None
+        self.watch = one_of("watch", watch, WAYS)
         self.logs = logs
         self.defer_after = defer_after
         self._started_at: float | None = None
@@ -179,6 +187,7 @@ class FalQueueSensor(BaseSensorOperator):
             self._resolved_handle(),
             deadline=started_at + self.timeout,
             poke_interval=None if self._adaptive else self.poke_interval,
+            by=self.watch,
             logs=self.logs,
         )
 

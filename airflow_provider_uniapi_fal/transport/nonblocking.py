@@ -15,6 +15,7 @@ import aiohttp
 from airflow_provider_uniapi_fal.protocol.messages import (
     Done,
     Flow,
+    HttpReply,
     HttpRequest,
     NotSent,
     ReplyLost,
@@ -29,6 +30,7 @@ from airflow_provider_uniapi_fal.transport.settings import (
     proxy_for,
     reply_of,
     tls_context,
+    without_key,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +47,38 @@ MAX_CONNECTIONS = 100
 MAX_HEADER = 65536
 
 
+class NoStream(Exception):
+    """
+    There is no stream of events.
+
+    :param reply: what came instead, without its body; None if nothing came
+    :param silent: there is a connection, but no answer came over it
+    """
+
+    def __init__(self, reason: str, reply: HttpReply | None = None, *, silent: bool = False) -> None:
+        super().__init__(reason)
+        self.reply = reply
+        self.silent = silent
+
+
+class EventStream:
+    """The bytes of one stream, as they come."""
+
+    def __init__(self, account: GatewayAccount, response: aiohttp.ClientResponse) -> None:
+        self._account = account
+        self._response = response
+
+    async def read(self, seconds: float) -> bytes | None:
+        """Return the next bytes, none at the end of the stream, or None if nothing came in so many seconds."""
+        try:
+            chunk = await asyncio.wait_for(self._response.content.readany(), max(seconds, 0.0))
+        except asyncio.TimeoutError:
+            return None
+        except (aiohttp.ClientError, OSError):
+            return b""
+        return without_key(self._account, chunk)
+
+
 class NonblockingTransport:
     """
     Sends requests to one account's gateway over a pool of connections.
@@ -57,6 +91,7 @@ class NonblockingTransport:
         self.account = account
         self._max_body = max_body
         self._session: aiohttp.ClientSession | None = None
+        self._streams: aiohttp.ClientSession | None = None
         self._context: ssl.SSLContext | None = None
         self._opening = asyncio.Lock()
         self._under_way = 0
@@ -75,18 +110,68 @@ class NonblockingTransport:
                     effect = advance(flow, None)
             return effect.value
         finally:
-            self._under_way -= 1
-            if self._closing:
-                await self.close()
+            await self._ended()
 
     async def close(self) -> None:
         """Close the pool after the conversations under way; the transport opens a new one if it is used again."""
         self._closing = self._under_way > 0
         if self._closing:
             return
-        session, self._session, self._context = self._session, None, None
-        if session is not None:
-            await session.close()
+        sessions = (self._session, self._streams)
+        self._session = self._streams = self._context = None
+        for session in sessions:
+            if session is not None:
+                await session.close()
+
+    @asynccontextmanager
+    async def stream(self, request: HttpRequest, seconds: float) -> AsyncIterator[EventStream]:
+        """
+        Open a stream of server-sent events.
+
+        Streams have connections of their own, as many as there are streams: they hold them for long.
+
+        :param seconds: in which it must have begun to answer
+        :raises NoStream: if it does not come about
+        """
+        self._under_way += 1
+        try:
+            url = self.account.url(request.family, request.path)
+            async with self._opening:
+                if self._streams is None or self._streams.closed:
+                    self._streams = await self._open(force_close=False, for_streams=True)
+            try:
+                opening = self._streams.request(
+                    request.method,
+                    url,
+                    params=dict(request.query),
+                    headers=headers_for(self.account, request, url),
+                    allow_redirects=False,
+                    proxy=proxy_for(self.account, url),
+                )
+                response = await asyncio.wait_for(opening, seconds)
+            except aiohttp.ClientError as error:
+                raise NoStream(_reason(error)) from None
+            except asyncio.TimeoutError:  # to Python it is an OSError
+                raise NoStream("no answer", silent=True) from None
+            except OSError as error:
+                raise NoStream(_reason(error)) from None
+            try:
+                if response.status != 200 or response.content_type != "text/event-stream":
+                    raise NoStream(
+                        f"HTTP {response.status}",
+                        reply_of(self.account, response.status, response.headers, b"", self._max_body),
+                    )
+                yield EventStream(self.account, response)
+            finally:
+                # One that was read to its end has given its connection back.
+                response.close()
+        finally:
+            await self._ended()
+
+    async def _ended(self) -> None:
+        self._under_way -= 1
+        if self._closing:
+            await self.close()
 
     async def _send(self, request: HttpRequest) -> Sent:
         try:
@@ -106,16 +191,18 @@ class NonblockingTransport:
                 self._session = await self._open(force_close=False)
         return await self._exchange(self._session, request, url, headers)
 
-    async def _open(self, *, force_close: bool) -> aiohttp.ClientSession:
+    async def _open(self, *, force_close: bool, for_streams: bool = False) -> aiohttp.ClientSession:
         if self._context is None:
             # Reading the CA certificates takes longer than all else that a submit costs.
             self._context = await asyncio.to_thread(tls_context, self.account)
-        connector = aiohttp.TCPConnector(limit=MAX_CONNECTIONS, ssl=self._context, force_close=force_close)
+        limit = 0 if for_streams else MAX_CONNECTIONS
+        connector = aiohttp.TCPConnector(limit=limit, ssl=self._context, force_close=force_close)
         timeout = aiohttp.ClientTimeout(
             # Waiting for a place in the pool is not the gateway's slowness: only the connection has a limit.
             total=None,
             sock_connect=self.account.connect_timeout,
-            sock_read=self.account.read_timeout,
+            # Who reads a stream has a patience of his own, for each read.
+            sock_read=None if for_streams else self.account.read_timeout,
         )
         return aiohttp.ClientSession(
             connector=connector,

@@ -6,7 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk.execution_time.xcom import XCom
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
@@ -18,6 +18,9 @@ from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, RoundEnd, Watch
 from airflow_provider_uniapi_fal.triggers.hub import waits
+
+if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.protocol.streaming import WatchBy
 
 #: A longer result is fetched by the worker: events pass through Airflow's metadata database.
 MAX_EVENT_BYTES = 256 * 1024
@@ -53,6 +56,7 @@ class FalQueueTrigger(BaseTrigger):
 
     :param handle: the job, as JSON values
     :param poke_interval: seconds between looks, or None for adaptive
+    :param watch: ``auto``, ``poll`` or ``stream``: how to learn of the job's end
     :param deadline: seconds since the epoch at which the wait ends, or None
     :param queue_deadline: seconds since the epoch by which the job must have started, or None
     :param cancel_on_timeout: ask the gateway to cancel the job when its time is over
@@ -70,6 +74,7 @@ class FalQueueTrigger(BaseTrigger):
         *,
         handle: dict[str, Any],
         poke_interval: float | None = None,
+        watch: WatchBy = "auto",
         deadline: float | None = None,
         queue_deadline: float | None = None,
         cancel_on_timeout: bool = False,
@@ -83,6 +88,7 @@ class FalQueueTrigger(BaseTrigger):
         super().__init__()  # type: ignore[no-untyped-call]
         self.handle = handle
         self.poke_interval = poke_interval
+        self.watch = watch
         self.deadline = deadline
         self.queue_deadline = queue_deadline
         self.cancel_on_timeout = cancel_on_timeout
@@ -108,6 +114,7 @@ class FalQueueTrigger(BaseTrigger):
         return cls(
             handle=watch.handle.to_json(),
             poke_interval=watch.poke_interval,
+            watch=watch.by,
             deadline=watch.deadline,
             queue_deadline=watch.queue_deadline,
             cancel_on_timeout=watch.cancel_on_timeout,
@@ -126,6 +133,7 @@ class FalQueueTrigger(BaseTrigger):
             {
                 "handle": self.handle,
                 "poke_interval": self.poke_interval,
+                "watch": self.watch,
                 "deadline": self.deadline,
                 "queue_deadline": self.queue_deadline,
                 "cancel_on_timeout": self.cancel_on_timeout,
@@ -146,6 +154,7 @@ class FalQueueTrigger(BaseTrigger):
             queue_deadline=self.queue_deadline,
             cancel_on_timeout=self.cancel_on_timeout,
             poke_interval=self.poke_interval,
+            by=self.watch,
             logs=self.logs,
         )
         watch.resume(self.progress)

@@ -21,17 +21,31 @@ from contextvars import copy_context
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_uniapi_fal.exceptions import FalError
-from airflow_provider_uniapi_fal.hooks.fal import FalHook, seconds_to_first_look, watching_round
+from airflow_provider_uniapi_fal.hooks.fal import (
+    FalHook,
+    seconds_to_first_look,
+    stream_request,
+    watching_round,
+)
 from airflow_provider_uniapi_fal.protocol import retrying
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.messages import Done, HttpReply, advance
 from airflow_provider_uniapi_fal.protocol.pacing import Pace
+from airflow_provider_uniapi_fal.protocol.streaming import (
+    CHECK_SECONDS,
+    OPENING_SECONDS,
+    SILENCE_SECONDS,
+    EventReader,
+    Gateway,
+    Trust,
+)
 from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, WaitMore, Watch, next_deadline
+from airflow_provider_uniapi_fal.transport.nonblocking import NoStream
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.messages import Flow
     from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
-    from airflow_provider_uniapi_fal.transport.nonblocking import NonblockingTransport
+    from airflow_provider_uniapi_fal.transport.nonblocking import EventStream, NonblockingTransport
 
 T = TypeVar("T")
 
@@ -42,6 +56,9 @@ MAX_BODY_BYTES = 1024 * 1024
 
 #: Looks under way at once on one connection. The others wait for their turn.
 MAX_LOOKS_AT_ONCE = 100
+
+#: Streams that are followed at once on one connection, each over a connection of its own. The others are polled.
+MAX_STREAMS = 400
 
 #: A wait that comes reads the connection again if the last reading is older, so that corrections take effect.
 CONNECTION_SECONDS = 60.0
@@ -121,7 +138,7 @@ class Waits:
 class _Wait:
     """One wait in its line: a timer until its look is due, a task while it is looked at."""
 
-    __slots__ = ("line", "look", "met", "owner", "timer", "watch")
+    __slots__ = ("follows", "line", "look", "met", "owner", "timer", "watch")
 
     def __init__(self, watch: Watch, owner: Waits, line: _Line) -> None:
         self.watch = watch
@@ -129,6 +146,7 @@ class _Wait:
         self.line = line
         self.timer: asyncio.TimerHandle | None = None
         self.look: asyncio.Task[RoundEnd] | None = None
+        self.follows = Trust.NONE
         self.met = False  # whether its first look has been made
 
     def stop_timer(self) -> None:
@@ -146,6 +164,7 @@ class _Line:
         self.owners: set[Waits] = set()
         self._due: deque[_Wait] = deque()
         self._looks = 0
+        self._streams = 0
         self._gate: asyncio.TimerHandle | None = None
         self._pace = Pace()
         self._hook = FalHook(fal_conn_id)
@@ -154,10 +173,12 @@ class _Line:
         self._refused_at = -math.inf
         self._open: tuple[GatewayAccount, NonblockingTransport] | None = None
         self._lent = AsyncExitStack()
+        self._gateway = _gateways.setdefault(fal_conn_id, Gateway())
 
     def admit(self, wait: _Wait) -> None:
         """Take in a wait that comes."""
-        self._look_after(wait, seconds_to_first_look(wait.watch))
+        follows = self._trust(wait) is not Trust.NONE
+        self._look_after(wait, 0.0 if follows else seconds_to_first_look(wait.watch))
 
     def dismiss(self, wait: _Wait) -> asyncio.Task[RoundEnd] | None:
         """Drop a wait; return its look, cancelled, if one is under way."""
@@ -211,15 +232,26 @@ class _Line:
 
     def _begin(self, wait: _Wait) -> None:
         wait.stop_timer()
-        self._looks += 1
         self._pace.started(self._loop.time())
+        wait.follows = self._trust(wait)
+        if wait.follows is Trust.NONE:
+            self._looks += 1
+        else:
+            self._streams += 1
+        if wait.follows is Trust.TRIAL:
+            self._gateway.tries()
         look = wait.look = wait.owner.context.run(asyncio.ensure_future, self._look(wait))
         # Not at the end of the coroutine: one that is cancelled at once never begins.
         look.add_done_callback(lambda _: self._has_looked(wait, look))
 
     def _has_looked(self, wait: _Wait, look: asyncio.Task[RoundEnd]) -> None:
         wait.look = None
-        self._looks -= 1
+        if wait.follows is Trust.NONE:
+            self._looks -= 1
+        else:
+            self._streams -= 1
+        if wait.follows is Trust.TRIAL:
+            self._gateway.trial_ended()
         if not look.cancelled():
             end = look.result()
             wait.owner.tell(wait.watch)
@@ -231,6 +263,10 @@ class _Line:
 
     async def _look(self, wait: _Wait) -> RoundEnd:
         try:
+            if wait.follows is not Trust.NONE:
+                end = await self._follow(wait)
+                if end is not None:
+                    return end
             return await self._round(wait)
         except FalError as error:
             return error.failure.while_waiting(wait.watch.handle.request_id)
@@ -251,6 +287,84 @@ class _Line:
             account, transport = await self._access()
             wait.watch.news.append("The connection's key was changed; looking again with the new one.")
 
+    def _trust(self, wait: _Wait) -> Trust:
+        """Tell whether a wait is to follow its job's stream now."""
+        if self._streams >= MAX_STREAMS or stream_request(wait.watch) is None:
+            return Trust.NONE
+        return self._gateway.trust(wait.watch.by, self._loop.time())
+
+    async def _follow(self, wait: _Wait) -> RoundEnd | None:
+        """Follow a job's stream to its end; None if it ended too early, and the job is to be looked at."""
+        watch, request = wait.watch, stream_request(wait.watch)
+        _, transport = await self._access(arriving=not wait.met)
+        wait.met = True
+        if request is None:
+            return None
+        started_at = self._loop.time()
+        try:
+            patience = SILENCE_SECONDS if wait.follows is Trust.FULL else OPENING_SECONDS
+            async with transport.stream(request, patience) as stream:
+                return await self._events(wait, stream, transport)
+        except NoStream as refusal:
+            reply = refusal.reply
+            if reply is not None and reply.status == 429:
+                self._note_refusal(reply, started_at)
+            # A key that is refused and a passing fault say nothing about streams.
+            elif refusal.silent or (
+                reply is not None and reply.status < 500 and reply.status not in (401, 402, 403)
+            ):
+                self._gateway.failed(self._loop.time())
+                watch.news.append(f"There is no status stream ({refusal}); polling.")
+            return None
+
+    async def _events(
+        self, wait: _Wait, stream: EventStream, transport: NonblockingTransport
+    ) -> RoundEnd | None:
+        watch, reader = wait.watch, EventReader()
+        heard = self._loop.time()
+        rest = CHECK_SECONDS if wait.follows is Trust.FULL else seconds_to_first_look(watch)
+        check = heard + rest
+        while True:
+            now = self._loop.time()
+            deadline = next_deadline(watch)
+            over = math.inf if deadline is None else now + deadline - time.time()
+            chunk = await stream.read(min(heard + SILENCE_SECONDS, check, over) - now)
+            now = self._loop.time()
+            if chunk == b"":
+                self._gateway.cut(now)
+                return None
+            if chunk is None:
+                if now - heard >= SILENCE_SECONDS:
+                    self._gateway.failed(now)
+                    watch.news.append("The status stream is silent; polling.")
+                    return None
+                end = await self._round(wait)
+                if not isinstance(end, WaitMore):
+                    if now < over:
+                        self._gateway.failed(now)  # a poll knew before the stream did
+                    return end
+                check = self._loop.time() + (CHECK_SECONDS if wait.follows is Trust.FULL else end.seconds)
+                continue
+            heard = now
+            for data in reader.feed(chunk):
+                end = await transport.run(self._noting(watching_round(watch, data)))
+                wait.owner.tell(watch)
+                if watch.completed_at is not None:
+                    self._gateway.told()
+                    return end
+                if not isinstance(end, WaitMore):
+                    return end
+                if wait.follows is Trust.FULL:
+                    check = self._loop.time() + CHECK_SECONDS
+
+    def _note_refusal(self, reply: HttpReply, started_at: float) -> None:
+        self._pace.refused(
+            self._loop.time(),
+            started_at=started_at,
+            retry_after=retrying.retry_after(reply, time.time()),
+            jitter=random.random(),
+        )
+
     def _noting(self, flow: Flow[T]) -> Flow[T]:
         """Pass a conversation on, and take note of how the gateway bears it."""
         answer = None
@@ -262,12 +376,7 @@ class _Line:
             answer = yield effect
             if isinstance(answer, HttpReply):
                 if answer.status == 429:
-                    self._pace.refused(
-                        self._loop.time(),
-                        started_at=started_at,
-                        retry_after=retrying.retry_after(answer, time.time()),
-                        jitter=random.random(),
-                    )
+                    self._note_refusal(answer, started_at)
                 else:
                     self._pace.answered()
 
@@ -293,6 +402,9 @@ class _Line:
         account = await self._hook.aaccount(again=True)
         self._read_at = self._loop.time()
         if self._open is None or account != self._open[0]:
+            if self._open is not None:
+                # It may be another gateway.
+                self._gateway = _gateways[self._fal_conn_id] = Gateway()
             before, self._lent = self._lent, AsyncExitStack()
             transport = await self._lent.enter_async_context(self._hook.pool(MAX_BODY_BYTES))
             self._open = (account, transport)
@@ -302,6 +414,10 @@ class _Line:
 
 
 _lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Line]] = weakref.WeakKeyDictionary()
+
+
+#: What this process knows of the streams behind each connection. A monotonic clock serves all event loops.
+_gateways: dict[str, Gateway] = {}
 
 
 def _line_of(fal_conn_id: str) -> _Line:

@@ -470,6 +470,7 @@ def test_a_time_that_makes_no_sense_is_refused_by_name_when_the_dag_is_parsed(na
         ({"queue_timeout": 0}, "queue_timeout"),
         ({"poke_interval": timedelta(0)}, "poke_interval"),
         ({"defer_after": None}, "defer_after"),
+        ({"watch": "webhook"}, "watch must be one of auto, poll, stream"),
         ({"queue_timeout": 21.0}, "queue_timeout must not be more than timeout"),
         ({"queue_timeout": timedelta(hours=1), "timeout": timedelta(minutes=59)}, "queue_timeout"),
         ({"on_unknown_submit": "guess"}, "on_unknown_submit"),

@@ -1,4 +1,4 @@
-"""When to send again, and when to look next."""
+"""When to send again."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from airflow_provider_uniapi_fal.protocol import cadence, retrying
+from airflow_provider_uniapi_fal.protocol import retrying
 from airflow_provider_uniapi_fal.protocol.messages import HttpReply, NotSent, ReplyLost, Sent
 from tests.protocol.values import NOW, reply
 
@@ -107,23 +107,3 @@ def test_a_submit_is_repeated_only_if_it_was_not_sent_or_refused_with_429(
 )
 def test_a_refused_submit_waits_as_long_as_it_was_asked_to(sent: Sent, delay: float | None) -> None:
     assert retrying.submit_again_after(sent, attempt=1, waited=0.0, now=NOW, jitter=0.0) == delay
-
-
-@given(st.floats(-5, 1e6), st.none() | st.floats(0, 1e5), st.none() | st.floats(0, 3600), st.floats(0, 1))
-def test_looks_keep_a_fixed_interval_are_bounded_without_and_never_earlier_than_asked(
-    age: float, poke_interval: float | None, asked: float | None, jitter: float
-) -> None:
-    wait = cadence.next_look(age, poke_interval=poke_interval, retry_after=asked, jitter=jitter)
-    assert wait >= (asked or 0)
-    if asked is None and poke_interval is not None:
-        assert wait == poke_interval
-    if asked is None and poke_interval is None:
-        assert 0.9 * cadence.SHORTEST <= wait <= 1.1 * cadence.LONGEST
-
-
-@given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1))
-def test_an_older_job_is_looked_at_no_more_often(age: float, older: float, jitter: float) -> None:
-    def look(seconds: float) -> float:
-        return cadence.next_look(seconds, poke_interval=None, retry_after=None, jitter=jitter)
-
-    assert look(min(age, older)) <= look(max(age, older))

@@ -218,7 +218,7 @@ def test_without_one_looks_become_rarer_with_age() -> None:
     wait = Wait()
     steps = [wait.waits(queued()) for _ in range(60)]
     assert steps == sorted(steps)
-    assert (steps[0], steps[-1]) == (1.0, 15.0)
+    assert (steps[0], steps[-1]) == (1.5, 15.0)
 
 
 @pytest.mark.parametrize(

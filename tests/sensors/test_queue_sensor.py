@@ -27,7 +27,7 @@ from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.sensors import fal as sensors
 from airflow_provider_uniapi_fal.sensors.fal import FalQueueSensor
 from airflow_provider_uniapi_fal.transport import blocking
-from airflow_provider_uniapi_fal.triggers import fal as triggers
+from airflow_provider_uniapi_fal.triggers import hub
 from tests.fakes import (
     ARGUMENTS,
     KEY,
@@ -194,10 +194,10 @@ def test_looks_keep_the_poke_interval(start: Start, wait: Wait) -> None:
 def test_without_a_poke_interval_looks_adapt_to_the_age_of_the_job(start: Start, wait: Wait) -> None:
     emulator = start(run_seconds=60.0)
     with pytest.raises(FalTimeout):
-        wait(Task(), handle=submitted().to_json(), poke_interval=None, timeout=1.5)
+        wait(Task(), handle=submitted().to_json(), poke_interval=None, timeout=3.5)
     looks = calls(emulator, "status")
     assert len(looks) == 3
-    assert 0.85 <= gaps(looks)[0] <= 1.4
+    assert 1.3 <= gaps(looks)[0] <= 1.9
 
 
 def test_an_address_or_an_id_lead_to_the_job_as_well(start: Start, wait: Wait) -> None:
@@ -238,7 +238,7 @@ def test_data_uris_are_left_out_of_xcom(start: Start, wait: Wait) -> None:
 def test_a_result_too_long_for_the_trigger_is_fetched_by_the_worker(
     start: Start, wait: Wait, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(triggers, "MAX_BODY_BYTES", 1500)
+    monkeypatch.setattr(hub, "MAX_BODY_BYTES", 1500)
     start(run_seconds=0.3)
     job = submitted(sync_mode=True, image_size={"width": 256, "height": 256})
     result = wait(Task(), handle=job.to_json())
@@ -358,6 +358,7 @@ def test_a_value_that_an_upstream_task_did_not_bring_is_refused_by_its_name(
         ({"handle": {}, "timeout": 0}, "timeout"),
         ({"handle": {}, "timeout": "60"}, "timeout"),
         ({"handle": {}, "defer_after": -1}, "defer_after"),
+        ({"handle": {}, "watch": "webhook"}, "watch must be one of auto, poll, stream"),
         ({"handle": {}, "soft_fail": True, "never_fail": True}, "mutually exclusive"),
         ({"handle": {}, "intervall": 5}, "intervall"),
     ],

@@ -89,6 +89,7 @@ def test_it_is_restored_from_the_database_as_it_was() -> None:
     watching = trigger(
         handle(),
         poke_interval=None,
+        watch="stream",
         deadline=99.5,
         queue_deadline=88.5,
         cancel_on_timeout=True,

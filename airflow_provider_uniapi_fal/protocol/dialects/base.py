@@ -120,6 +120,10 @@ class Dialect(Protocol):
         """Return the request that asks how the job is going."""
         ...
 
+    def stream_request(self, handle: JobHandle, *, logs: bool) -> HttpRequest | None:
+        """Return the request for the job's status stream, or None where the dialect has none."""
+        ...
+
     def read_status(self, handle: JobHandle, reply: HttpReply, now: float) -> StatusReading:
         """Read the reply to it."""
         ...

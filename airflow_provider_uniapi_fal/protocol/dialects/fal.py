@@ -294,6 +294,13 @@ class FalDialect:
         """Return the request that asks how the job is going."""
         return HttpRequest("GET", self.family, handle.status_path, {"logs": "1"} if logs else {})
 
+    def stream_request(self, handle: JobHandle, *, logs: bool) -> HttpRequest:
+        """Return the request for the stream of statuses (fal's pages on the queue; the gateway's say nothing)."""
+        request = self.status_request(handle, logs=logs)
+        return replace(
+            request, path=f"{request.path}/stream", headers={**request.headers, "Accept": "text/event-stream"}
+        )
+
     def read_status(self, handle: JobHandle, reply: HttpReply, now: float) -> StatusReading:
         """Read the reply to it: any 2xx with a known word is an answer, nearly all else is "look again"."""
         if not reply.ok:

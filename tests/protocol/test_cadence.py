@@ -1,0 +1,203 @@
+"""When to look next, and what a night of looks costs."""
+
+from __future__ import annotations
+
+import random
+from statistics import mean, median
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from airflow_provider_uniapi_fal.protocol import cadence, watching
+from airflow_provider_uniapi_fal.protocol.cadence import Experience, Seen, Span, Usual, next_look
+from airflow_provider_uniapi_fal.protocol.job import JobResult
+from airflow_provider_uniapi_fal.protocol.watching import WaitMore, Watch
+from tests.protocol.values import DIALECT, NOW, Conversation, handle, reply
+
+seconds = st.floats(0, 1e5)
+spans = st.tuples(seconds, seconds).map(lambda pair: Span(min(pair), max(pair)))
+usuals = st.none() | st.builds(Usual, total=spans, running=spans)
+seens = st.builds(
+    Seen,
+    st.floats(-5, 1e6),
+    pending_until=seconds,
+    running_since=st.none() | seconds,
+    seconds_to_start=st.none() | seconds,
+)
+
+
+@given(seens, st.none() | st.floats(0, 1e5), st.none() | st.floats(0, 3600), usuals, st.floats(0, 1))
+def test_looks_keep_a_fixed_interval_are_bounded_without_and_never_earlier_than_asked(
+    seen: Seen, poke_interval: float | None, asked: float | None, usual: Usual | None, jitter: float
+) -> None:
+    wait = next_look(seen, poke_interval=poke_interval, retry_after=asked, usual=usual, jitter=jitter)
+    assert wait >= (asked or 0)
+    if asked is None and poke_interval is not None:
+        assert wait == poke_interval
+    if asked is None and poke_interval is None:
+        assert 0 < wait <= 1.05 * cadence.LONGEST_REST
+        if usual is None:
+            assert 0.95 * cadence.SHORTEST <= wait <= 1.05 * cadence.LONGEST
+
+
+@given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1))
+def test_an_older_job_of_an_unknown_model_is_looked_at_no_more_often(
+    age: float, older: float, jitter: float
+) -> None:
+    def look(age: float) -> float:
+        return next_look(Seen(age), poke_interval=None, jitter=jitter)
+
+    assert look(min(age, older)) <= look(max(age, older))
+
+
+@given(st.lists(seconds, min_size=1, max_size=80))
+def test_a_span_lies_within_what_was_seen(durations: list[float]) -> None:
+    span = Span.of(durations)
+    assert min(durations) <= span.low <= span.high <= max(durations)
+
+
+@given(st.lists(st.tuples(st.integers(0, 900), st.floats(-10, 1e6), st.floats(-10, 1e6)), max_size=300))
+def test_memory_is_bounded_and_nothing_learned_breaks_a_decision(
+    jobs: list[tuple[int, float, float]],
+) -> None:
+    experience = Experience()
+    for model, total, running in jobs:
+        experience.learn(f"model-{model}", total=total, running=running)
+        usual = experience.usual(f"model-{model}")
+        assert 0 < next_look(Seen(3.0), poke_interval=None, usual=usual, jitter=0.5) <= 63
+    assert len(experience._jobs) <= cadence.MODELS_REMEMBERED
+    assert all(len(each) <= cadence.JOBS_REMEMBERED for each in experience._jobs.values())
+    assert set(experience._usual) <= set(experience._jobs)
+
+
+def test_the_models_seen_last_are_remembered() -> None:
+    experience = Experience()
+    for model in range(cadence.MODELS_REMEMBERED + 10):
+        for _ in range(cadence.KNOWN_AFTER):
+            experience.learn(str(model), total=5.0, running=5.0)
+    assert experience.usual("0") is None
+    assert experience.usual(str(cadence.MODELS_REMEMBERED)) is not None
+
+
+def test_a_model_is_known_after_a_few_jobs_only() -> None:
+    experience = Experience()
+    for _ in range(cadence.KNOWN_AFTER - 1):
+        experience.learn("m", total=20.0, running=20.0)
+        assert experience.usual("m") is None
+    experience.learn("m", total=20.0, running=20.0)
+    assert experience.usual("m") == Usual(Span(20.0, 20.0), Span(20.0, 20.0))
+
+
+def test_far_back_in_the_queue_it_is_looked_at_less_often() -> None:
+    near, far = Seen(5.0, pending_until=5.0), Seen(5.0, pending_until=5.0, seconds_to_start=20.0)
+    assert next_look(far, poke_interval=None, jitter=0.5) > 4 * next_look(
+        near, poke_interval=None, jitter=0.5
+    )
+
+
+def test_a_job_that_was_just_seen_in_the_queue_cannot_end_before_it_has_run() -> None:
+    usual = Usual(total=Span(20.0, 22.0), running=Span(19.0, 21.0))
+    late = Seen(40.0, pending_until=40.0, seconds_to_start=5.0)
+    assert next_look(late, poke_interval=None, usual=usual, jitter=0.5) == pytest.approx(24.0)
+
+
+# --- whole waits, with a clock of their own -----------------------------------------------------------------
+
+
+class World:
+    """Jobs that take as long as they are told to; a look takes 50 ms."""
+
+    ROUND_TRIP = 0.05
+
+    def __init__(self, seed: int = 1) -> None:
+        self.chance = random.Random(seed)
+        self.experience = Experience()
+
+    def wait(self, queued: float, running: float, *, metrics: bool = True) -> tuple[int, float]:
+        """Wait for one job; return the status calls that it took, and the seconds until its end was known."""
+        watch = Watch(handle(submitted_at=NOW))
+        now = NOW + watching.seconds_to_first_look(watch, now=NOW, experience=self.experience)
+        for looks in range(1, 10_000):
+            end = self._round(watch, now, queued, running, metrics)
+            if isinstance(end, JobResult):
+                return looks, now + 2 * self.ROUND_TRIP - NOW - queued - running
+            assert isinstance(end, WaitMore)
+            now += self.ROUND_TRIP + end.seconds
+        raise AssertionError("it never ended")
+
+    def _round(
+        self, watch: Watch, now: float, queued: float, running: float, metrics: bool
+    ) -> watching.RoundEnd:
+        age = now + self.ROUND_TRIP / 2 - NOW
+        word = "IN_QUEUE" if age < queued else "IN_PROGRESS" if age < queued + running else "COMPLETED"
+        status = {"status": word, "metrics": {"inference_time": running} if metrics else {}}
+        answers = [reply(status, 200 if word == "COMPLETED" else 202)]
+        if word == "COMPLETED":
+            answers.append(reply({"images": [{"url": "https://x/a.png"}]}))
+        talk = Conversation(answers, now=now + self.ROUND_TRIP)
+        return talk.run(
+            watching.one_round(
+                watch, DIALECT, clock=talk.clock, jitter=self.chance.random, experience=self.experience
+            )
+        )
+
+    def twenty_seconds(self) -> tuple[float, float]:
+        return 0.5 * self.chance.uniform(0.9, 1.1), 20.0 * self.chance.uniform(0.9, 1.1)
+
+
+def test_a_job_of_20_seconds_of_an_unknown_model_takes_at_most_10_looks() -> None:
+    for seed in range(100):
+        world = World(seed)
+        looks, _ = world.wait(*world.twenty_seconds())
+        assert looks <= 10
+
+
+@pytest.mark.parametrize("metrics", [True, False])
+def test_jobs_of_20_seconds_take_5_looks_each_and_are_known_in_half_a_second_once_20_are_known(
+    metrics: bool,
+) -> None:
+    world = World()
+    for _ in range(20):
+        world.wait(*world.twenty_seconds(), metrics=metrics)
+    waits = [world.wait(*world.twenty_seconds(), metrics=metrics) for _ in range(500)]
+    looks, late = zip(*waits, strict=True)
+    print(f"looks: mean {mean(looks):.1f}, most {max(looks)}; median seconds late {median(late):.2f}")
+    assert mean(looks) <= 5
+    assert max(looks) <= 10
+    assert median(late) <= 0.5
+
+
+@given(
+    st.floats(0, 300),
+    st.floats(0.1, 300),
+    st.floats(0, 300),
+    st.floats(0.1, 300),
+    st.booleans(),
+    st.integers(0, 99),
+)
+@settings(max_examples=40)
+@example(0.0, 300.0, 0.0, 1.0, True, 0)
+@example(0.0, 1.0, 0.0, 300.0, True, 0)
+def test_what_was_learned_does_no_harm_when_it_is_wrong(
+    was_queued: float, was_running: float, queued: float, running: float, metrics: bool, seed: int
+) -> None:
+    world = World(seed)
+    for _ in range(20):
+        world.experience.learn(handle().model, total=was_queued + was_running, running=was_running)
+    looks, late = world.wait(queued, running, metrics=metrics)
+    assert late <= 1.05 * cadence.LONGEST_REST + 1
+    assert looks <= 100
+
+
+@pytest.mark.parametrize("metrics", [True, False])
+def test_what_was_learned_is_forgotten_when_a_model_changes(metrics: bool) -> None:
+    world = World()
+    for _ in range(60):
+        world.wait(0.5, 60.0, metrics=metrics)
+    first, _ = world.wait(0.5, 10.0, metrics=metrics), None
+    for _ in range(200):
+        world.wait(0.5, 10.0, metrics=metrics)
+    _, late = world.wait(0.5, 10.0, metrics=metrics)
+    assert first[1] > 30
+    assert late < 2

@@ -13,10 +13,10 @@ PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-
 	--progress-bar off -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test long chaos lint constraints clean
+.PHONY: help bench-batch demo test long chaos lint constraints clean
 
 help: ## Say what each target does
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(INSTALLED) ## Turn a file of prompts into pictures, through a real Airflow of its own
 	@$(BIN)/python -m demo
@@ -29,6 +29,10 @@ long: $(INSTALLED) ## Run the long tests: the matrix of faults, a short form of 
 
 chaos: $(INSTALLED) ## Send 200 jobs through random faults, and account for each
 	@$(BIN)/python -m tests.chaos
+
+bench-batch: $(INSTALLED) ## Measure a night in one task: 1,000 jobs, and 300 beside a bare batch
+	@$(BIN)/python -m benchmarks.batch_night 1000x5
+	@$(BIN)/python -m benchmarks.batch_night 300x20 --bare
 
 lint: $(INSTALLED) ## Check style, format, types and import contracts
 	$(BIN)/ruff check .

@@ -13,7 +13,7 @@ PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-
 	--progress-bar off -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test long chaos pythons docs bench bench-short lint constraints clean
+.PHONY: help demo test long chaos pythons docs bench bench-short bench-batch lint constraints clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -44,6 +44,10 @@ bench: $(INSTALLED) ## Measure the provider beside what a user would pick instea
 bench-short: $(INSTALLED) ## A short form of it, which shows that it runs: a few minutes
 	@$(BIN)/python -m benchmarks.waits --short
 	@$(BIN)/python -m benchmarks --jobs 4 --seconds 5 --only plain_operator ours_generate ours_stream
+
+bench-batch: $(INSTALLED) ## Measure a night in one task: 1,000 jobs, and 300 beside a bare batch
+	@$(BIN)/python -m benchmarks.batch_night 1000x5
+	@$(BIN)/python -m benchmarks.batch_night 300x20 --bare
 
 lint: $(INSTALLED) ## Check style, format, types and import contracts
 	$(BIN)/ruff check .

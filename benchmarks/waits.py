@@ -164,7 +164,7 @@ def _submit(emulator: EmulatorProcess, count: int) -> list[dict[str, Any]]:
 
 
 def _in_a_process(emulator: EmulatorProcess, *arguments: str) -> Any:
-    output = subprocess.run(  # noqa: S603 - our own module
+    output = subprocess.run(
         [sys.executable, "-m", "benchmarks.waits", "--inside", *arguments],
         env={**os.environ, "BENCH_URL": emulator.url},
         stdout=subprocess.PIPE,

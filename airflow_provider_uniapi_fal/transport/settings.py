@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import ssl
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +49,7 @@ def proxy_for(account: GatewayAccount, url: str) -> str | None:
 
     :raises Unsendable: if it is none that both transports can use
     """
-    proxy: str | None = account.proxy or _environments_proxy(url)
+    proxy: str | None = account.proxy or select_proxy(url, get_environ_proxies(url, no_proxy=None))
     if not proxy:
         return None
     proxy = proxy if "://" in proxy else f"http://{proxy}"
@@ -61,14 +60,6 @@ def proxy_for(account: GatewayAccount, url: str) -> str | None:
         usable = False
     if not usable:
         raise Unsendable("the proxy's address is none of an HTTP proxy")
-    return proxy
-
-
-def _environments_proxy(url: str) -> str | None:
-    # Asked for each request: on a system whose only proxies are variables, having none is found out quickly.
-    if sys.platform == "linux" and not any(name.lower().endswith("_proxy") for name in os.environ):
-        return None
-    proxy: str | None = select_proxy(url, get_environ_proxies(url, no_proxy=None))
     return proxy
 
 

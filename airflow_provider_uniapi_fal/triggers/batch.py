@@ -68,6 +68,8 @@ class WatchSettings:
             cancel_on_timeout=self.cancel_on_timeout,
             poke_interval=self.poke_interval,
             logs=False,
+            # A stream holds a connection for each job; one batch may have ten thousand.
+            by="poll",
         )
 
 

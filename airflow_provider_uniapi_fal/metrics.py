@@ -48,7 +48,19 @@ RUNNING = f"{PREFIX}.seconds_running"
 #: What the server says was charged, where it says so.
 BILLABLE_UNITS = f"{PREFIX}.billable_units"
 
-NAMES = (SUBMITTED, *OUTCOMES.values(), *FAILURES.values(), LANDING_FAILED, QUEUED, RUNNING, BILLABLE_UNITS)
+#: A batch that failed, for its table or for too few successes; its rows are counted by themselves.
+BATCH_FAILED = f"{PREFIX}.batch_failed"
+
+NAMES = (
+    SUBMITTED,
+    *OUTCOMES.values(),
+    *FAILURES.values(),
+    LANDING_FAILED,
+    BATCH_FAILED,
+    QUEUED,
+    RUNNING,
+    BILLABLE_UNITS,
+)
 
 _NO_TAG = re.compile(r"[^A-Za-z0-9_.-]")
 
@@ -60,13 +72,31 @@ def submitted(handle: JobHandle) -> None:
 
 def delivered(result: JobResult) -> None:
     """Count and time a job whose result a task has; flagged ones are counted as such."""
-    tags = _tags(result.handle)
-    _send(stats.incr, OUTCOMES["flagged" if result.flagged else "succeeded"], tags=tags)
+    ended_well(
+        result.handle,
+        flagged=result.flagged,
+        seconds_queued=result.seconds_queued,
+        seconds_running=result.seconds_running,
+        billable_units=result.billable_units,
+    )
+
+
+def ended_well(
+    handle: JobHandle,
+    *,
+    flagged: bool,
+    seconds_queued: float | None,
+    seconds_running: float | None,
+    billable_units: str | None,
+) -> None:
+    """Count and time a job by what is known of it once its result is gone."""
+    tags = _tags(handle)
+    _send(stats.incr, OUTCOMES["flagged" if flagged else "succeeded"], tags=tags)
     # Airflow takes a bare number for milliseconds.
-    for name, seconds in ((QUEUED, result.seconds_queued), (RUNNING, result.seconds_running)):
+    for name, seconds in ((QUEUED, seconds_queued), (RUNNING, seconds_running)):
         if seconds is not None:
             _send(stats.timing, name, seconds * 1000, tags=tags)
-    units = _number(result.billable_units)
+    units = _number(billable_units)
     if units:
         # StatsD and OpenTelemetry both add fractions up, whatever the annotation says.
         _send(stats.incr, BILLABLE_UNITS, units, tags=tags)
@@ -76,6 +106,11 @@ def failed(failure: Failure) -> None:
     """Count what a task failed on, by outcome and by kind."""
     _send(stats.incr, OUTCOMES[failure.outcome])
     _send(stats.incr, FAILURES[failure.kind])
+
+
+def batch_failed(failure: Failure) -> None:
+    """Count a batch that failed, whatever on; its rows are counted by themselves."""
+    _send(stats.incr, BATCH_FAILED)
 
 
 def landing_failed(failure: Failure) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -11,14 +12,17 @@ from airflow.sdk.observability import stats
 
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalContentRefused, FalSubmitOutcomeUnknown
+from airflow_provider_uniapi_fal.operators.batch import FalBatchOperator
 from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator, FalSubmitOperator
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobResult
 from airflow_provider_uniapi_fal.sensors.fal import FalQueueSensor
+from tests.batch.tasks import BatchTask
 from tests.fakes import ARGUMENTS, MODEL, Start, Task, handle, start
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 __all__ = ["start"]
 
@@ -90,6 +94,31 @@ def test_a_lost_reply_and_a_refusal_are_counted_by_outcome_and_kind(
     with pytest.raises(FalSubmitOutcomeUnknown):
         operator.execute(Task().context)
     assert names(sent()) == ["uniapi_fal.outcomes.unknown", "uniapi_fal.failures.submit_outcome_unknown"]
+
+
+def test_each_row_of_a_batch_is_counted_in_the_try_that_brought_it_to_its_end(
+    start: Start, sent: Callable[[], list[str]], tmp_path: Path
+) -> None:
+    start(faults=["job match=crow failure=refused times=1"])
+    rows = [{"model": MODEL, "arguments": {**ARGUMENTS, "prompt": prompt}} for prompt in ("a fox", "a crow")]
+    place = f"file://{tmp_path}"
+    operator = FalBatchOperator(task_id="b", requests=rows, destination=place, deferrable=False)
+    task = BatchTask(place)
+    with pytest.raises(FalContentRefused):
+        operator.execute(task.context)
+    assert Counter(names(sent())) == {
+        "uniapi_fal.submitted": 2,
+        "uniapi_fal.outcomes.succeeded": 1,
+        "uniapi_fal.seconds_queued": 1,
+        "uniapi_fal.seconds_running": 1,
+        "uniapi_fal.billable_units": 1,
+        "uniapi_fal.outcomes.refused": 1,
+        "uniapi_fal.failures.content_refused": 1,
+        "uniapi_fal.batch_failed": 1,
+    }
+    with pytest.raises(FalContentRefused):
+        operator.execute(task.next_try().context)
+    assert names(sent()) == ["uniapi_fal.batch_failed"]
 
 
 def test_every_failure_has_a_name() -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.landing.files import LandedFile
 from airflow_provider_uniapi_fal.landing.manifest import OUTCOMES, ManifestRow, RowError
 from airflow_provider_uniapi_fal.ledger.rows import NOWHERE, Entry, RowState, Step
@@ -84,6 +85,24 @@ def manifest_row(row: Row, state: RowState | None, *, with_arguments: bool) -> M
         tries=len(state.tries),
         files=tuple(LandedFile.from_json(file) for file in landed.get("files") or ()),
     )
+
+
+def count_row(state: RowState) -> None:
+    """Count for the metrics how a row ended; one that has not ended is not counted."""
+    landed = state.entry.landed or {}
+    if state.entry.failure is not None:
+        if state.step is Step.UNLANDED:
+            metrics.landing_failed(state.entry.failure)
+        elif state.step is not Step.NOT_TAKEN:
+            metrics.failed(state.entry.failure)
+    elif state.step is Step.DELIVERED and state.handle is not None:
+        metrics.ended_well(
+            state.handle,
+            flagged=bool(landed.get("flagged")),
+            seconds_queued=landed.get("seconds_queued"),
+            seconds_running=landed.get("seconds_running"),
+            billable_units=landed.get("billable_units"),
+        )
 
 
 def carried_over(row: Row, earlier: ManifestRow) -> ManifestRow:

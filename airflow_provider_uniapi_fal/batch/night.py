@@ -9,7 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from airflow_provider_uniapi_fal.batch.accounting import carried_over, failure_of, manifest_row, shortfall
+from airflow_provider_uniapi_fal.batch.accounting import (
+    carried_over,
+    count_row,
+    failure_of,
+    manifest_row,
+    shortfall,
+)
 from airflow_provider_uniapi_fal.batch.planning import Plan, plan
 from airflow_provider_uniapi_fal.batch.requests import Row, checked_rows, read_rows
 from airflow_provider_uniapi_fal.batch.session import Session, SessionSettings
@@ -198,6 +204,12 @@ class Night:
             "summary_path": str(summary_path(path)),
             "counts": summary["counts"],
         }
+
+    def count(self, journal: Journal) -> None:
+        """Count for the metrics what this try has brought to an end, here or in the triggerer."""
+        for state in journal.rows.values():
+            if state.entry.try_number == self.this_try.number:
+                count_row(state)
 
     def shortfall(self, journal: Journal) -> Failure | None:
         """Return the failure of the batch if it has too few successes."""

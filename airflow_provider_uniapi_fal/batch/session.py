@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.batch.accounting import Tally
 from airflow_provider_uniapi_fal.batch.pace import Pace
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
@@ -241,6 +242,8 @@ class Session:
         accepted = [entry for entry in outcomes if entry.step in (Step.SUBMITTED, Step.SUCCEEDED)]
         unknown = [entry for entry in outcomes if entry.step is Step.INTENT]
         for entry in accepted:
+            if entry.handle is not None:
+                metrics.submitted(entry.handle)
             if entry.step is Step.SUBMITTED:
                 self._watching.add(self._journal.rows[entry.key])
         if len(unknown) > len(accepted):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, ObjectStoragePath, conf
 
+from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.batch.night import MANIFEST_NAME, Night, NightSettings
 from airflow_provider_uniapi_fal.batch.session import SessionSettings
 from airflow_provider_uniapi_fal.exceptions import error_of
@@ -230,12 +231,12 @@ class FalBatchOperator(BaseOperator):
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Begin the batch, or go on where a previous try was; return where the manifest is, and the counts."""
-        with failure_in_xcom(context):
+        with failure_in_xcom(context, metrics.batch_failed):
             return self._run(context, time.time())
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Land what the trigger found ended, and wait on or come to the end."""
-        with failure_in_xcom(context):
+        with failure_in_xcom(context, metrics.batch_failed):
             return self._run(context, began_of(event))
 
     def on_kill(self) -> None:
@@ -307,6 +308,7 @@ class FalBatchOperator(BaseOperator):
 
     def _end(self, context: Context, night: Night, journal: Journal) -> dict[str, Any]:
         made = night.write_manifest(journal)
+        night.count(journal)
         told = ", ".join(f"{count} {word}" for word, count in made["counts"].items() if count)
         self._say(f"The manifest is {made['manifest_path']}: {told}.")
         if made["counts"]["flagged"]:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.execution_time.xcom import XCom
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
-from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalProtocolError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
@@ -171,8 +170,6 @@ class FalQueueTrigger(BaseTrigger):
                 self.log.exception("The result could not be written here; a worker will do it.")
             else:
                 self._fired = True
-                if isinstance(end, JobResult):
-                    metrics.delivered(end)
                 yield TaskSuccessEvent()
                 return
         self._fired = True

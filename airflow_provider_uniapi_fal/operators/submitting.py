@@ -22,6 +22,7 @@ from airflow_provider_uniapi_fal.ledger.record import (
     fingerprint,
     was_cleared,
 )
+from airflow_provider_uniapi_fal.links.fal import JOB_LINKS, push_links
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
 from airflow_provider_uniapi_fal.protocol.dialects.fal import bare_model
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input, unknown_outcome
@@ -43,6 +44,7 @@ class SubmittingOperator(BaseOperator):
 
     template_fields: Sequence[str] = ("model", "arguments", "fal_conn_id", "priority", "runner_hint")
     template_fields_renderers = {"arguments": "json"}  # noqa: RUF012 - Airflow's own form
+    operator_extra_links = JOB_LINKS
 
     def __init__(
         self,
@@ -89,7 +91,7 @@ class SubmittingOperator(BaseOperator):
         """
         Return the record of the task's job, submitting it if that is what the ledger says.
 
-        Pushes ``request_id``, ``status_url`` and ``response_url`` to XCom.
+        Pushes ``request_id``, ``status_url``, ``response_url`` and the links to XCom.
         """
         hook.prepare(self.model, self.arguments, **self._options())
         base_url = hook.account.base_url
@@ -100,6 +102,7 @@ class SubmittingOperator(BaseOperator):
         ti.xcom_push(key="request_id", value=handle.request_id)
         for key, url in hook.urls(handle).items():
             ti.xcom_push(key=key, value=url)
+        push_links(self, ti, request_id=handle.request_id)
         return record
 
     def _options(self) -> SubmitOptions:

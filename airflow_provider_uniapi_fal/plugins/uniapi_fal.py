@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
 
-from airflow_provider_uniapi_fal.plugins.gallery.urls import PREFIX, prefix_below
+from airflow_provider_uniapi_fal.links.urls import PREFIX, prefix_below
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, MutableMapping

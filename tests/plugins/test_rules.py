@@ -8,9 +8,9 @@ import pytest
 
 from airflow_provider_uniapi_fal.landing.files import LandedFile
 from airflow_provider_uniapi_fal.landing.manifest import Manifest, RowError
+from airflow_provider_uniapi_fal.links.urls import Urls, prefix_below
 from airflow_provider_uniapi_fal.plugins.gallery import kinds, words
 from airflow_provider_uniapi_fal.plugins.gallery.choosing import Account, Wanted, page_of
-from airflow_provider_uniapi_fal.plugins.gallery.urls import Urls, prefix_below
 from tests.plugins.nights import row
 
 FILE = LandedFile("images[0]", "file:///m/a.png", 3, "ab" * 32, "image/png", 4, 3, False)

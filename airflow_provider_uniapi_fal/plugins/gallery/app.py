@@ -14,6 +14,7 @@ from fastapi import Depends, FastAPI, HTTPException, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException as AnyHTTPException
 
+from airflow_provider_uniapi_fal.links.urls import Urls
 from airflow_provider_uniapi_fal.plugins.gallery import kinds, settings, words
 from airflow_provider_uniapi_fal.plugins.gallery.access import GetUserDep, may_see_dag, visible_dags
 from airflow_provider_uniapi_fal.plugins.gallery.accounts import (
@@ -33,7 +34,6 @@ from airflow_provider_uniapi_fal.plugins.gallery.thumbnails import (
     Thumbnails,
     ThumbnailsUnavailable,
 )
-from airflow_provider_uniapi_fal.plugins.gallery.urls import Urls
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath

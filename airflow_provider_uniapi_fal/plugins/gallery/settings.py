@@ -8,8 +8,8 @@ from pathlib import Path
 
 from airflow.configuration import conf
 
+from airflow_provider_uniapi_fal.links.urls import prefix_below
 from airflow_provider_uniapi_fal.plugins.gallery.roots import Root, read_roots
-from airflow_provider_uniapi_fal.plugins.gallery.urls import prefix_below
 
 SECTION = "uniapi_fal"
 

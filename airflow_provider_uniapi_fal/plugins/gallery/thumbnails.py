@@ -148,4 +148,4 @@ def _frame(reader: BinaryIO) -> Any:
             raise ValueError("too many pixels")
         if container.duration:
             container.seek(container.duration // 3)
-        return next(container.decode(stream)).to_image()
+        return next(container.decode(stream)).to_image()  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""The addresses of the gallery's pages, made in one place."""
+"""The addresses of the gallery's pages, made in one place for its own pages and for the links that lead there."""
 
 from __future__ import annotations
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_uniapi_fal.protocol.origin import DEFAULT_BASE_URL
+from demo.account import read_account, what_is_wrong
 from demo.local_airflow import LocalAirflow
 
 if TYPE_CHECKING:
@@ -104,7 +105,7 @@ def agreed(gateway: Gateway, console: Console, ask: Callable[[], str], *, termin
 def run_real(folder: Path, console: Console, gateway: Gateway) -> bool:
     """Run the small night once and say what became of each prompt; return whether all of it succeeded."""
     # Not at the top: the demo is itself run as a module, and imports this one.
-    from demo.__main__ import DAG_FILE, DAG_ID, read_account, table_of, what_is_wrong
+    from demo.__main__ import DAG_FILE, DAG_ID, table_of
 
     media, dags, prompts = folder / "media", folder / "dags", folder / "prompts.jsonl"
     media.mkdir()

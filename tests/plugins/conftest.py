@@ -21,7 +21,7 @@ from tests.plugins import nights
 PROJECT = Path(__file__).parents[2]
 SCRIPT = "<script>document.title='owned'</script>"
 
-#: What the mapped task ``land`` names, by map index.
+#: What the tasks ``scene_0``, ``scene_1`` … name.
 SCENES = (
     "good",
     "absolute path",
@@ -72,7 +72,7 @@ class Site:
         return f"/dags/{dag_id}/runs/{quote(run_id, safe='')}"
 
     def scene(self, name: str) -> str:
-        return f"{self.run()}/tasks/land/{SCENES.index(name)}"
+        return f"{self.run()}/tasks/scene_{SCENES.index(name)}/-1"
 
 
 @pytest.fixture(scope="session")
@@ -100,17 +100,31 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     ) as airflow:
         for dag_id in ("open_night", "closed_night"):
             airflow.wait_for_dag(dag_id)
+        site = Site(airflow, folder, "", "", "", web)
+        admin = site.as_user("admin")
+        named = {f"scene_{index}": scenes[name] for index, name in enumerate(SCENES)}
+        site.closed_run = a_run(admin, airflow.url, "closed_night", {"one": closed})
+        site.long_run = a_run(admin, airflow.url, "open_night", {"one": long})
+        site.open_run = a_run(admin, airflow.url, "open_night", {"one": scenes["good"], **named})
+        yield site
 
-        def ran(dag_id: str, **conf: object) -> str:
-            run_id = airflow.trigger(dag_id, conf)
-            assert airflow.wait_for_run(dag_id, run_id, 120) == "success"
-            return run_id
 
-        # One after the other: triggering while tasks start meets a locked SQLite now and then.
-        closed_run = ran("closed_night", one=closed)
-        long_run = ran("open_night", one=long)
-        open_run = ran("open_night", manifests=[scenes[name] for name in SCENES], one=scenes["good"])
-        yield Site(airflow, folder, open_run, closed_run, long_run, web)
+def a_run(session: requests.Session, url: str, dag_id: str, manifests: dict[str, str]) -> str:
+    """Make a run of a DAG that is paused, and say in XCom where the manifests of its tasks are."""
+    headers = {"Authorization": f"Bearer {session.cookies['_token']}"}
+
+    def post(path: str, body: dict[str, Any]) -> Any:
+        reply = session.post(f"{url}/api/v2/dags/{dag_id}{path}", json=body, headers=headers, timeout=60)
+        reply.raise_for_status()
+        return reply.json()
+
+    run_id = str(post("/dagRuns", {"logical_date": None})["dag_run_id"])
+    for task_id, path in manifests.items():
+        post(
+            f"/dagRuns/{quote(run_id, safe='')}/taskInstances/{task_id}/xcomEntries",
+            {"key": "manifest_path", "value": path},
+        )
+    return run_id
 
 
 def hostile_scenes(root: Path, outside: Path, web: str) -> dict[str, str]:

@@ -97,7 +97,8 @@ def test_a_thumbnail_is_made_once_and_kept(site: Site, row: int, longest: int) -
     assert first.headers["Content-Type"] == "image/webp"
     with Image.open(io.BytesIO(first.content)) as image:
         assert max(image.size) == longest
-        assert len(set(image.convert("RGB").resize((8, 8)).getdata())) > 4  # a picture, not one colour
+        colours = image.convert("RGB").resize((8, 8)).getcolors() or []
+        assert len(colours) > 4  # a picture, not one colour
     kept = sorted((site.folder / "thumbnails").rglob("*.webp"))
     times = {file: file.stat().st_ctime_ns for file in kept if file.read_bytes() == first.content}
     assert times
@@ -126,6 +127,6 @@ def test_the_manifest_can_be_downloaded(site: Site) -> None:
 
 
 def test_a_task_without_a_manifest_says_so_and_leads_to_the_run(site: Site) -> None:
-    page = get(site, f"{site.run()}/tasks/manifests/{{MAP_INDEX}}").text
+    page = get(site, f"{site.run()}/tasks/nothing/{{MAP_INDEX}}").text
     assert "This task has left no manifest" in page
     assert f'href="/fal-media{site.run()}"' in page

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from importlib import resources
 from pathlib import PurePosixPath
@@ -38,6 +39,8 @@ from airflow_provider_uniapi_fal.plugins.gallery.thumbnails import (
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+log = logging.getLogger(__name__)
 
 #: Our own pages load from their own address and nowhere else; a media file opened alone runs nothing at all.
 PAGE_POLICY = (
@@ -243,7 +246,8 @@ def make_app() -> FastAPI:
             return Response(status_code=304, headers=headers)
         try:
             made = thumbnails.of(path, size, shown.sha256, shown.content_type)
-        except ThumbnailsUnavailable:
+        except ThumbnailsUnavailable as error:
+            log.warning("There are no thumbnails: %s", error)
             made = None
         except OSError as error:
             raise HTTPException(404, "The file cannot be read.") from error

@@ -31,7 +31,7 @@ _PRUNE_EVERY = 200
 
 
 class ThumbnailsUnavailable(Exception):
-    """What makes them is not installed."""
+    """What makes them is not installed, or there is no place to keep them."""
 
 
 class Thumbnails:
@@ -52,11 +52,12 @@ class Thumbnails:
         """
         Return the thumbnail of a file, or None if there can be none.
 
-        :raises ThumbnailsUnavailable: if Pillow (for videos: av) is not installed
-        :raises OSError: if the file or the folder cannot be read
+        :raises ThumbnailsUnavailable: if Pillow (for videos: av) is not installed, or the folder is not ours
+        :raises OSError: if the file cannot be read
         """
         if kind_of(content_type) not in ("picture", "video") or size > MAX_BYTES:
             return None
+        self._own_folder()
         kept = self._kept_at(path, size, sha256)
         made = _read(kept)
         if made is None:
@@ -68,16 +69,22 @@ class Thumbnails:
         # An empty one says that it was tried.
         return made or None
 
+    def _own_folder(self) -> None:
+        """Make the folder; in a place for temporary files, somebody else may have been there before."""
+        try:
+            self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = self._folder.lstat()
+        except OSError as error:
+            raise ThumbnailsUnavailable(f"{self._folder} cannot be made: {error.strerror}") from error
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
+            raise ThumbnailsUnavailable(f"{self._folder} belongs to somebody else")
+
     def _kept_at(self, path: ObjectStoragePath, size: int, sha256: str) -> Path:
         # The path is part of the name: a manifest that lies about a checksum spoils no other file's picture.
         name = hashlib.sha256(json.dumps([str(path), size, sha256, SIDE]).encode()).hexdigest()
         return self._folder / name[:2] / f"{name}.webp"
 
     def _keep(self, target: Path, content: bytes) -> None:
-        self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = self._folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
-            raise PermissionError(f"{self._folder} belongs to somebody else")
         target.parent.mkdir(mode=0o700, exist_ok=True)
         beside = target.with_suffix(f".{os.getpid()}.{threading.get_ident()}.part")
         beside.write_bytes(content)

@@ -88,11 +88,12 @@ def manifests_of(
         rows = session.execute(
             query.where(*wanted).order_by(XComModel.timestamp, XComModel.task_id, XComModel.map_index)
         ).all()
-    return [
-        Named(row.dag_id, row.run_id, row.task_id, row.map_index, address)
-        for row in rows
-        if isinstance(address := XComModel.deserialize_value(row), str)
-    ]
+    # Of several tasks that name one manifest, the first counts: its media are shown once.
+    found: dict[str, Named] = {}
+    for row in rows:
+        if isinstance(address := XComModel.deserialize_value(row), str):
+            found.setdefault(address, Named(row.dag_id, row.run_id, row.task_id, row.map_index, address))
+    return list(found.values())
 
 
 def nights_of(dag_ids: Iterable[str], *, page: int, size: int) -> tuple[list[Night], bool]:

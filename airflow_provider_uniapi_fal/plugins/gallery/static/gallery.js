@@ -49,6 +49,8 @@ function button(label, text, className, act) {
 async function show(index) {
   if (index < 0 || index >= cards.length) return;
   const mine = ++asked;
+  // At once: whoever presses a key twice means two steps, however long the first takes.
+  shown = index;
   const address = new URL(cards[index].href);
   address.searchParams.set("part", "inner");
   const reply = await fetch(address, { headers: { Accept: "text/html" } });
@@ -59,7 +61,6 @@ async function show(index) {
   // Our own template, in which everything is escaped; the policy of the page runs no script in it.
   const inner = new DOMParser().parseFromString(await reply.text(), "text/html").body;
   if (mine !== asked) return;
-  shown = index;
   viewer.replaceChildren(
     ...inner.children,
     button("Previous", "‹", "step previous", () => show(shown - 1)),

@@ -13,7 +13,7 @@ PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-
 	--progress-bar off -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test long chaos pythons docs bench bench-short bench-batch lint constraints clean
+.PHONY: help demo ui test long browser chaos pythons docs bench bench-short bench-batch lint constraints clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -21,11 +21,32 @@ help: ## Say what each target does
 demo: $(INSTALLED) ## Turn a file of prompts into pictures, through a real Airflow of its own
 	@$(BIN)/python -m demo
 
+ui: $(INSTALLED) ## Leave the demo running, to look at in a browser; Ctrl-C ends it
+	@$(BIN)/python -m demo.ui
+
 test: $(INSTALLED) ## Run all tests but the long ones
 	@$(BIN)/python -m pytest -m "not long"
 
-long: $(INSTALLED) ## Run the long tests: the matrix of faults, a short form of chaos, short jobs
+long: $(INSTALLED) chromium ## Run the long tests: the matrix of faults, a short form of chaos, short jobs, the browser
 	@$(BIN)/python -m pytest -m long
+
+browser: $(INSTALLED) chromium ## Run the tests that drive a headless Chromium
+	@$(BIN)/python -m pytest -m browser
+
+# Debian's package; it is looked for, installed by root, and otherwise asked for.
+.PHONY: chromium
+chromium:
+	@if ! command -v chromium >/dev/null && ! command -v chromium-browser >/dev/null \
+		&& ! command -v google-chrome >/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			echo "Installing Debian's chromium for the browser tests"; \
+			apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+		else \
+			echo "make: the browser tests need Chromium: install the package chromium" \
+				"(apt-get install chromium), or run make as root" >&2; \
+			exit 1; \
+		fi; \
+	fi
 
 chaos: $(INSTALLED) ## Send 200 jobs through random faults, and account for each
 	@$(BIN)/python -m tests.chaos

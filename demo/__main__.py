@@ -38,6 +38,7 @@ from demo.contact_sheet import draw_contact_sheet, in_units
 from demo.local_airflow import LocalAirflow, LocalAirflowError, clean_environment
 from demo.processes import Processes
 from demo.progress import Progress
+from demo.real import agreed, gateway_of, run_real
 
 PROJECT = Path(__file__).resolve().parent.parent
 RUNS = PROJECT / ".demo"
@@ -75,7 +76,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _exit_on_signal)
     try:
         folder = make_folder(options.folder)
-        succeeded = run_demo(folder, console)
+        gateway = gateway_of(os.environ)
+        if gateway is not None and agreed(gateway, console, input, terminal=sys.stdin.isatty()):
+            succeeded = run_real(folder, console, gateway)
+        else:
+            succeeded = run_demo(folder, console)
     except KeyboardInterrupt:
         console.print("Interrupted: nothing is left running.")
         return 128 + signal.SIGINT

@@ -516,6 +516,13 @@ class LocalAirflow:
         )
         return reply["value"]
 
+    def links(self, dag_id: str, run_id: str, task_id: str, map_index: int = -1) -> dict[str, str | None]:
+        """Return where the buttons of a task lead, by their names; None for one that leads nowhere."""
+        reply = self._call(
+            "GET", f"{self._task_path(dag_id, run_id, task_id)}/links", parameters={"map_index": map_index}
+        )
+        return dict(reply["extra_links"])
+
     def xcom_entries(self, dag_id: str, run_id: str) -> list[XCom]:
         """List every XCom of a run, with the value as the text in the database."""
         rows = self.query(

@@ -66,11 +66,15 @@ class TaskInstance:
 
     def __init__(self, max_tries: int) -> None:
         self.max_tries = max_tries
+        self.dag_id, self.run_id, self.task_id, self.map_index = "night", "a run", "submit", -1
         self.xcoms: dict[str, Any] = {}
+        #: Where the task's buttons lead, by the XCom that Airflow keeps each in.
+        self.links: dict[str, str] = {}
         self.first_reschedule: datetime | None = None
 
     def xcom_push(self, key: str, value: Any) -> None:
-        self.xcoms[key] = json.loads(json.dumps(value))
+        kept = self.links if key.startswith("_link_") else self.xcoms
+        kept[key] = json.loads(json.dumps(value))
 
     def get_first_reschedule_date(self, context: Any) -> datetime | None:
         return self.first_reschedule

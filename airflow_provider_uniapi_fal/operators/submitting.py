@@ -26,6 +26,7 @@ from airflow_provider_uniapi_fal.ledger.record import (
     was_cleared,
 )
 from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
+from airflow_provider_uniapi_fal.links.fal import JOB_LINKS, push_links
 from airflow_provider_uniapi_fal.protocol.arguments import one_of, schema_problems
 from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
@@ -77,6 +78,7 @@ class SubmittingOperator(BaseOperator):
     dialect: ClassVar[str]
     template_fields: Sequence[str] = ("model", "arguments", "fal_conn_id", "arguments_schema")
     template_fields_renderers = {"arguments": "json"}  # noqa: RUF012 - Airflow's own form
+    operator_extra_links = JOB_LINKS
 
     def __init__(
         self,
@@ -125,7 +127,7 @@ class SubmittingOperator(BaseOperator):
         """
         Return the record of the task's job, submitting it if that is what the ledger says.
 
-        Pushes ``request_id``, ``status_url`` and ``response_url`` to XCom.
+        Pushes ``request_id``, ``status_url``, ``response_url`` and the links to XCom.
         """
         self.check(hook)
         base_url = hook.account.base_url
@@ -136,6 +138,7 @@ class SubmittingOperator(BaseOperator):
         ti.xcom_push(key="request_id", value=handle.request_id)
         for key, url in hook.urls(handle).items():
             ti.xcom_push(key=key, value=url)
+        push_links(self, ti, request_id=handle.request_id)
         return record
 
     def check(self, hook: FalHook) -> None:

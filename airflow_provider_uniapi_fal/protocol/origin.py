@@ -99,7 +99,12 @@ def read_account(
         read_timeout=float(extra.get("read_timeout") or GatewayAccount.read_timeout),
         ca_bundle=extra.get("ca_bundle") or None,
         proxy=extra.get("proxy") or None,
-        media_hosts=tuple(host.lower().strip("[]") for host in extra.get("media_hosts") or ()),
+        media_hosts=tuple(
+            # The form's text field has an empty line at its end.
+            host.strip().lower().strip("[]")
+            for host in extra.get("media_hosts") or ()
+            if host.strip()
+        ),
     )
 
 
@@ -268,6 +273,6 @@ def _extra_problem(extra: Mapping[str, Any]) -> Failure | None:
         if str(name).lower() in ("authorization", "host", "content-length", "content-type"):
             return wrong("headers", f"cannot set {name}; the key belongs into the password field")
     for host in extra.get("media_hosts") or ():
-        if not isinstance(host, str) or not _HOST.fullmatch(host):
+        if not isinstance(host, str) or (host.strip() and not _HOST.fullmatch(host.strip())):
             return wrong("media_hosts", "must be a list of host names or addresses without scheme and port")
     return None

@@ -196,10 +196,7 @@ def probe() -> Flow[tuple[bool, str]]:
 def _read_probe(sent: Sent) -> tuple[tuple[bool, str], bool]:
     """Return what to tell the user, and whether another address need not be tried."""
     if not isinstance(sent, HttpReply):
-        return (
-            False,
-            f"The gateway cannot be reached ({sent.reason}). Look at host, network and proxy.",
-        ), True
+        return (False, f"The gateway cannot be reached ({sent.reason}). {_where_to_look(sent.reason)}"), True
     if sent.status == 401:
         return (
             False,
@@ -223,6 +220,43 @@ def _read_probe(sent: Sent) -> tuple[tuple[bool, str], bool]:
         )
         return (False, text), False
     return (False, f"The gateway answered with HTTP {sent.status}. Try again later."), True
+
+
+#: What the transports' reasons say, in the words of the system's own errors, and what that means here.
+_REASONS = (
+    (
+        ("gaierror",),
+        (
+            "No host of this name was found: look at the connection's host. If that is right, this machine has no "
+            "network or no name service."
+        ),
+    ),
+    (
+        ("ConnectionRefused",),
+        (
+            "The machine is there, but nothing listens at this address: look at the connection's host and port, or at "
+            "those of the proxy if there is one."
+        ),
+    ),
+    (("unreachable",), "This machine has no way to it: look at its network, and at the proxy."),
+    (("CA certificates",), "Look at ca_bundle."),
+    (
+        ("CERTIFICATE_VERIFY", "CertVerification", "certificate"),
+        (
+            "Its certificate is not trusted: look at the connection's host, and at ca_bundle if the gateway has a "
+            "private one."
+        ),
+    ),
+    (("Timeout", "timed out", "too slowly"), "No answer came in time: look at network, firewall and proxy."),
+    (("Proxy", "proxy"), "Look at the proxy."),
+)
+
+
+def _where_to_look(reason: str) -> str:
+    for words, advice in _REASONS:
+        if any(word in reason for word in words):
+            return advice
+    return "Look at host, network and proxy."
 
 
 def unclear(handle: JobHandle, again: LookAgain) -> Failure:

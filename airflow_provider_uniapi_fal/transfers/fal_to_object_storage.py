@@ -31,6 +31,7 @@ from airflow_provider_uniapi_fal.landing.rows import (
     results_again,
 )
 from airflow_provider_uniapi_fal.landing.storage import is_plain_name
+from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom, tell_assets
@@ -102,6 +103,7 @@ class FalToObjectStorageOperator(BaseOperator):
         "storage_conn_id",
         "fal_conn_id",
     )
+    operator_extra_links = MANIFEST_LINKS
     ui_color = "#e0f5e6"
 
     def __init__(

@@ -7,6 +7,7 @@ import inspect
 import json
 import pickle
 import re
+import socket
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -485,10 +486,31 @@ def test_the_test_button_tells_what_is_wrong(
     assert says in text
 
 
-def test_the_test_button_tells_that_there_is_no_network(connect: Connect) -> None:
+def test_the_test_button_tells_a_wrong_address_from_no_network(
+    connect: Connect, stays_on_loopback: list[str]
+) -> None:
     ok, text = connect(f"http://127.0.0.1:{free_port()}").test_connection()
     assert not ok
-    assert "cannot be reached" in text
+    assert "nothing listens at this address" in text
+
+    # What the system says when a name leads nowhere.
+    def no_such_name(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket, "getaddrinfo", no_such_name)
+        ok, text = connect("http://gateway.invalid").test_connection()
+    assert not ok
+    assert "No host of this name was found" in text
+    assert not stays_on_loopback
+
+
+def test_the_test_button_tells_that_nobody_answers(connect: Connect) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        host = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        ok, text = connect(host, extra={"read_timeout": 0.3}).test_connection()
+    assert not ok
+    assert "No answer came in time" in text
 
 
 # --- the errors ---------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from importlib import import_module, resources
+from importlib import import_module, metadata, resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import jsonschema
 import pytest
 
 from airflow_provider_uniapi_fal import __version__, get_provider_info
+from airflow_provider_uniapi_fal.protocol.origin import _EXTRA_TYPES, GatewayAccount, read_account
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -61,6 +62,49 @@ def test_each_connection_form_is_what_airflows_ui_shows() -> None:
         forms, {**strict["properties"]["connection-types"], "definitions": strict["definitions"]}
     )
     assert [form["connection-type"] for form in forms] == ["uniapi_fal"]
+
+
+def test_the_form_has_a_field_for_everything_that_the_hook_reads() -> None:
+    (form,) = get_provider_info()["connection-types"]
+    fields = form["conn-fields"]
+    assert set(fields) == set(_EXTRA_TYPES)
+    for name, field in fields.items():
+        assert field["label"], name
+        assert len(field["description"]) > 20, name
+        assert "null" in field["schema"]["type"], name
+    assert fields["proxy"]["schema"]["format"] == "password"
+    assert form["ui-field-behaviour"]["placeholders"].keys() == {"host", "port", "password", "description"}
+
+
+def test_what_the_form_saves_is_what_the_hook_reads() -> None:
+    saved: dict[str, Any] = {
+        name: field["schema"].get("default")
+        for name, field in get_provider_info()["connection-types"][0]["conn-fields"].items()
+    }
+    saved |= {"media_hosts": ["media.example", "10.0.0.9 ", ""], "headers": {"X-Team": "media"}, "proxy": ""}
+    account = read_account(host=None, port=None, schema=None, key="sk-key", extra=saved)
+    assert isinstance(account, GatewayAccount)
+    assert account.media_hosts == ("media.example", "10.0.0.9")
+    assert account.proxy is None
+    assert (account.connect_timeout, account.read_timeout) == (10.0, 60.0)
+
+
+def test_the_plugin_is_found_by_the_entry_point_that_airflow_reads() -> None:
+    (entry,) = [
+        found for found in metadata.entry_points(group="airflow.plugins") if found.name == "uniapi_fal"
+    ]
+    (named,) = get_provider_info()["plugins"]
+    assert entry.value.replace(":", ".") == named["plugin-class"]
+    assert entry.load().name == "uniapi_fal"
+
+
+def test_every_option_of_the_configuration_is_described() -> None:
+    from airflow.configuration import conf
+
+    options = get_provider_info()["config"]["uniapi_fal"]["options"]
+    for name, option in options.items():
+        assert len(option["description"]) > 20, name
+        assert conf.get("uniapi_fal", name) == option["default"]
 
 
 def test_the_provider_info_names_the_hook_and_the_trigger() -> None:

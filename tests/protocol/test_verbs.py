@@ -195,6 +195,13 @@ MODELS = reply({"object": "list", "data": []})
         ([reply(b"", 503)], False, "503"),
         ([NotSent("ConnectionRefusedError")], False, "cannot be reached"),
         ([ReplyLost("reset")], False, "cannot be reached"),
+        ([NotSent("gaierror: Name or service not known")], False, "No host of this name"),
+        ([NotSent("ConnectionRefusedError: Connection refused")], False, "nothing listens"),
+        ([NotSent("OSError: Network is unreachable")], False, "no way to it"),
+        ([NotSent("SSLCertVerificationError: 1")], False, "not trusted"),
+        ([ReplyLost("ReadTimeout")], False, "No answer came in time"),
+        ([NotSent("no CA certificates can be read from /nope")], False, "Look at ca_bundle"),
+        ([NotSent("something new")], False, "Look at host, network and proxy"),
     ],
 )
 def test_the_probe_tells_key_address_balance_and_network_apart(

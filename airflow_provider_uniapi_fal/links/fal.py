@@ -1,0 +1,133 @@
+"""
+The buttons that a task shows: its media in the gallery, its manifest, and a page of the user's own.
+
+Airflow asks for a link at the end of each leg of a task and stores the answer as an XCom, also over one that was
+stored before. So an answer depends on what is in XCom, which lasts from leg to leg, and on nothing that an operator
+remembers; and :func:`push_links` stores the same answers before a wait begins.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from airflow.configuration import conf
+from airflow.sdk import BaseOperatorLink
+from airflow.sdk.execution_time.xcom import XCom
+
+from airflow_provider_uniapi_fal.links.templates import filled
+from airflow_provider_uniapi_fal.links.urls import PREFIX, Urls
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from airflow.sdk import BaseOperator
+
+log = logging.getLogger(__name__)
+
+
+class FalLink(BaseOperatorLink):
+    """Base of the links: an address made from what the task has pushed."""
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        """Return the address, or nothing if the task has not pushed what it needs."""
+
+        def pulled(key: str) -> str | None:
+            value = XCom.get_value(ti_key=ti_key, key=key)
+            return value if isinstance(value, str) else None
+
+        return self.address(
+            ti_key,
+            model=_model_of(operator),
+            request_id=pulled("request_id"),
+            manifest_path=pulled("manifest_path"),
+        )
+
+    @abstractmethod
+    def address(self, ti: Any, *, model: str, request_id: str | None, manifest_path: str | None) -> str:
+        """
+        Return the address, or an empty text if there is none.
+
+        :param ti: anything with ``dag_id``, ``run_id``, ``task_id`` and ``map_index``
+        """
+
+
+class FalGalleryLink(FalLink):
+    """The task's media in the gallery: all of its manifest, or the row of its one request."""
+
+    name = "Media"
+
+    def address(self, ti: Any, *, model: str, request_id: str | None, manifest_path: str | None) -> str:
+        """Return the gallery's page."""
+        if manifest_path:
+            return _urls().task(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
+        return _urls().run(ti.dag_id, ti.run_id, text=request_id) if request_id else ""
+
+
+class FalManifestLink(FalLink):
+    """The manifest that the task writes."""
+
+    name = "Manifest"
+
+    def address(self, ti: Any, *, model: str, request_id: str | None, manifest_path: str | None) -> str:
+        """Return where the gallery hands it out."""
+        return _urls().manifest(ti.dag_id, ti.run_id, ti.task_id, ti.map_index) if manifest_path else ""
+
+
+class FalJobLink(FalLink):
+    """The page of the job at the gateway, or wherever ``[uniapi_fal] job_url_template`` leads."""
+
+    name = "Job"
+
+    def address(self, ti: Any, *, model: str, request_id: str | None, manifest_path: str | None) -> str:
+        """Return what the template makes of the job."""
+        template = conf.get("uniapi_fal", "job_url_template", fallback="") or ""
+        if not template or not request_id:
+            return ""
+        try:
+            return filled(template, request_id=request_id, model=model)
+        except ValueError as error:
+            log.warning("[uniapi_fal] job_url_template makes no link: %s.", error)
+            return ""
+
+
+#: Of a task that submits one job.
+JOB_LINKS = (FalGalleryLink(), FalJobLink())
+
+#: Of a task that writes a manifest.
+MANIFEST_LINKS = (FalGalleryLink(), FalManifestLink())
+
+
+def push_links(
+    operator: BaseOperator, ti: Any, *, request_id: str | None = None, manifest_path: str | None = None
+) -> None:
+    """
+    Store the links of a task now, so that they are there while it waits.
+
+    They are a convenience: whatever goes wrong with them is logged, and the task goes on.
+
+    :param ti: the running task instance
+    :param request_id: what was pushed as ``request_id``, if anything was
+    :param manifest_path: what was pushed as ``manifest_path``, if anything was
+    """
+    links: Iterable[Any] = operator.operator_extra_links
+    try:
+        for link in links:
+            if isinstance(link, FalLink) and (
+                address := link.address(
+                    ti, model=_model_of(operator), request_id=request_id, manifest_path=manifest_path
+                )
+            ):
+                ti.xcom_push(key=link.xcom_key, value=address)
+    except Exception as error:  # noqa: BLE001 - a paid job does not fail over a button
+        log.warning("The links of this task could not be stored: %s", error)
+
+
+def _model_of(operator: BaseOperator) -> str:
+    model = getattr(operator, "model", None)
+    return model if isinstance(model, str) else ""
+
+
+def _urls() -> Urls:
+    return Urls((conf.get("api", "base_url", fallback="") or "").rstrip("/") + PREFIX)

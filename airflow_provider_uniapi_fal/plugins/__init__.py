@@ -1,0 +1,1 @@
+"""What shows up in Airflow's user interface."""

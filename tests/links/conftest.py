@@ -1,0 +1,3 @@
+from tests.fakes import start
+
+__all__ = ["start"]

@@ -1,0 +1,141 @@
+"""Where the buttons of a task lead, before it waits and after, and what they cannot do."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
+
+import pytest
+
+from airflow_provider_uniapi_fal.links.templates import filled
+from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator, FalSubmitOperator
+from airflow_provider_uniapi_fal.transfers.fal_to_object_storage import FalToObjectStorageOperator
+from tests.fakes import ARGUMENTS, MODEL, Task
+
+if TYPE_CHECKING:
+    from tests.fakes import Start
+
+TI = SimpleNamespace(
+    dag_id="night", run_id="scheduled__2026-11-25T02:00:00+00:00", task_id="g.make", map_index=3
+)
+RUN = "http://airflow.example/team/fal-media/dags/night/runs/scheduled__2026-11-25T02%3A00%3A00%2B00%3A00"
+TEMPLATE = "https://gateway.example/jobs/{request_id}?model={model}"
+
+
+@pytest.fixture(autouse=True)
+def configured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "http://airflow.example/team/")
+    monkeypatch.setenv("AIRFLOW__UNIAPI_FAL__JOB_URL_TEMPLATE", TEMPLATE)
+
+
+def pulling(monkeypatch: pytest.MonkeyPatch, xcoms: dict[str, Any]) -> None:
+    monkeypatch.setattr(
+        "airflow_provider_uniapi_fal.links.fal.XCom.get_value", lambda *, ti_key, key: xcoms.get(key)
+    )
+
+
+def of(operator: Any) -> dict[str, str]:
+    return {link.name: link.get_link(operator, ti_key=TI) for link in operator.operator_extra_links}
+
+
+def test_a_task_with_a_job_leads_to_its_row_and_to_the_users_own_page(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pulling(monkeypatch, {"request_id": "req-1"})
+    operator = FalGenerateOperator(task_id="make", model="fal-ai/flux/dev", arguments={})
+    assert of(operator) == {
+        "Media": f"{RUN}?text=req-1",
+        "Job": "https://gateway.example/jobs/req-1?model=fal-ai/flux/dev",
+    }
+
+
+def test_a_task_with_a_manifest_leads_to_all_of_its_media_and_to_the_manifest(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pulling(monkeypatch, {"manifest_path": "s3://bucket/m.jsonl"})
+    operator = FalToObjectStorageOperator(task_id="land", result={}, destination="s3://bucket")
+    assert of(operator) == {
+        "Media": f"{RUN}/tasks/g.make/3",
+        "Manifest": f"{RUN}/tasks/g.make/3/manifest",
+    }
+
+
+def test_a_task_that_has_pushed_nothing_has_no_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    pulling(monkeypatch, {})
+    operator = FalSubmitOperator(task_id="submit", model=MODEL, arguments={})
+    assert set(of(operator).values()) == {""}
+
+
+def test_without_a_template_there_is_no_page_of_the_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AIRFLOW__UNIAPI_FAL__JOB_URL_TEMPLATE")
+    pulling(monkeypatch, {"request_id": "req-1"})
+    assert of(FalSubmitOperator(task_id="submit", model=MODEL, arguments={}))["Job"] == ""
+
+
+@pytest.mark.parametrize("operator", [FalSubmitOperator, FalGenerateOperator])
+def test_the_links_are_there_before_the_wait_begins(
+    start: Start, operator: type[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start()
+    task = Task()
+    if operator is FalGenerateOperator:
+
+        def watched(*_: Any) -> None:
+            assert task.ti.links
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr("airflow_provider_uniapi_fal.hooks.fal.FalHook.watch_for", watched)
+        with pytest.raises(KeyboardInterrupt):
+            operator(task_id="t", model=MODEL, arguments=ARGUMENTS).execute(task.context)
+    else:
+        operator(task_id="t", model=MODEL, arguments=ARGUMENTS).execute(task.context)
+    request_id = task.xcoms["request_id"]
+    assert task.ti.links == {
+        "_link_FalGalleryLink": f"http://airflow.example/team/fal-media/dags/night/runs/a%20run?text={request_id}",
+        "_link_FalJobLink": f"https://gateway.example/jobs/{request_id}?model={quote(MODEL)}",
+    }
+
+
+def test_a_link_that_cannot_be_stored_fails_no_paid_job(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start()
+    task = Task()
+    push = task.ti.xcom_push
+
+    def refuse_links(key: str, value: Any) -> None:
+        if key.startswith("_link_"):
+            raise RuntimeError("no room")
+        push(key, value)
+
+    monkeypatch.setattr(task.ti, "xcom_push", refuse_links)
+    assert FalSubmitOperator(task_id="t", model=MODEL, arguments=ARGUMENTS).execute(task.context)
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "javascript:alert({request_id})",
+        "/jobs/{request_id}",
+        "https://{request_id}/",
+        "https://example.com/{request_id.__class__}",
+        "https://example.com/{key}",
+        "https://example.com/{}",
+        "https://example.com/{request_id!r}",
+        "https://example.com/{request_id:>99999999}",
+        "https://example.com/{",
+    ],
+)
+def test_a_template_that_is_no_address_makes_no_link(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ValueError, match=r".+"):
+        filled(template, request_id="r", model="m")
+    monkeypatch.setenv("AIRFLOW__UNIAPI_FAL__JOB_URL_TEMPLATE", template)
+    pulling(monkeypatch, {"request_id": "req-1"})
+    assert of(FalSubmitOperator(task_id="submit", model=MODEL, arguments={}))["Job"] == ""
+
+
+def test_an_id_cannot_change_where_a_template_leads() -> None:
+    assert filled("https://a.example/{request_id}", request_id="../?x=1#y", model="") == (
+        "https://a.example/..%2F%3Fx%3D1%23y"
+    )

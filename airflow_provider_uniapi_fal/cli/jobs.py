@@ -88,7 +88,8 @@ def submit(args: argparse.Namespace) -> ExitCode | None:
     journal.write(entry)
     accepted = post(hook, journal, entry, args.model, request, args.dialect)
     if isinstance(accepted, JobResult):
-        print_result(accepted, args.output)
+        # Whole, and in one form: it cannot be fetched again, and the media may be in it.
+        show(accepted.to_json(whole=True), "json")
         return None
     say(f"Submitted request {accepted.request_id}.")
     show(

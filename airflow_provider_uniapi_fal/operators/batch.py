@@ -21,9 +21,10 @@ from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE, check_te
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.record import ON_CHANGED_ARGUMENTS, ON_UNKNOWN_SUBMIT
 from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, Try
+from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS, push_links
 from airflow_provider_uniapi_fal.protocol.arguments import seconds, seconds_or_none
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
-from airflow_provider_uniapi_fal.reporting import failure_in_xcom
+from airflow_provider_uniapi_fal.reporting import failure_in_xcom, tell_assets
 from airflow_provider_uniapi_fal.triggers.batch import (
     FalBatchTrigger,
     LandSettings,
@@ -123,6 +124,7 @@ class FalBatchOperator(BaseOperator):
         "name_template",
     )
     template_fields_renderers = {"requests": "json"}  # noqa: RUF012 - Airflow's own form
+    operator_extra_links = MANIFEST_LINKS
     ui_color = "#ffe4e0"
 
     def __init__(
@@ -275,6 +277,7 @@ class FalBatchOperator(BaseOperator):
         path = str(night.settings.manifest_path)
         self._say(f"The manifest will be {path}; the account of each row until then is in {night.folder}.")
         context["ti"].xcom_push(key="manifest_path", value=path)
+        push_links(self, context["ti"], manifest_path=path)
         self._running = (context["ti"], night)
         journal = night.run(linger=self.defer_after if self.deferrable else None)
         if still_running(journal):
@@ -316,11 +319,8 @@ class FalBatchOperator(BaseOperator):
         failure = night.shortfall(journal)
         if failure is not None:
             raise error_of(failure)
-        for outlet in self.outlets:
-            context["outlet_events"][outlet].extra = {
-                "manifest_path": made["manifest_path"],
-                "counts": made["counts"],
-            }
+        account = {"manifest_path": made["manifest_path"], "counts": made["counts"]}
+        tell_assets(context, self.outlets, account)
         return made
 
     def _night(self, context: Context, began: float) -> Night:

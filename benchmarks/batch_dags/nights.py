@@ -30,7 +30,7 @@ class BareTrigger(BaseTrigger):
     """Look at each job every two seconds over one session, and fetch its result; nothing outlives it."""
 
     def __init__(self, *, ids: list[str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.ids = ids
 
     def serialize(self) -> tuple[str, dict[str, Any]]:

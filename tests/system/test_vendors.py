@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
@@ -9,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import av
 import pytest
+from airflow.sdk import ObjectStoragePath
 from PIL import Image
 
+from airflow_provider_uniapi_fal.landing.manifest import read_manifest
 from tests.system.waiting import eventually
 
 if TYPE_CHECKING:
@@ -74,6 +77,52 @@ def test_every_example_lands_its_files_and_pays_once(
         for endpoint in endpoints:
             made = [job for job in jobs if (job["family"], job["endpoint"]) == (family, endpoint)]
             assert [job["accepted_posts"] for job in made] == [1], (name, endpoint)
+
+
+def test_a_night_of_every_vendor_in_one_batch_reconciles(
+    airflow: LocalAirflow, emulator: Emulator, tmp_path: Path
+) -> None:
+    inputs = pictures(tmp_path / "inputs")
+    asked: dict[str, tuple[str, str, dict[str, Any]]] = {
+        "fal": ("fal", "flux/dev", {"prompt": "mixed, by fal", "image_size": {"width": 64, "height": 48}}),
+        "kling-picture": ("kling", "images/generations", {"prompt": "mixed, by kling", "n": 2}),
+        "kling-video": ("kling", "videos/text2video", {"prompt": "mixed, moving", "duration": "5"}),
+        "kling-from-picture": ("kling", "videos/image2video", {"image": inputs["picture"]}),
+        "kling-try-on": (
+            "kling",
+            "images/kolors-virtual-try-on",
+            {"human_image": inputs["person"], "cloth_image": inputs["cloth"]},
+        ),
+        "luma": ("luma", "generations", {"user_prompt": "mixed, by luma"}),
+        "openai": (
+            "openai_images",
+            "flux-pro/kontext/text-to-image",
+            {"prompt": "mixed, at once", "n": 1, "response_format": "b64_json"},
+        ),
+        "refused": ("fal", "flux/dev", {"prompt": "mixed, refused by fal"}),
+    }
+    emulator.add_fault(fault="job", match="mixed, refused by fal", failure="refused")
+    table = tmp_path / "table.jsonl"
+    rows = [
+        {"key": key, "dialect": dialect, "model": model, "arguments": arguments}
+        for key, (dialect, model, arguments) in asked.items()
+    ]
+    table.write_text("\n".join(map(json.dumps, rows)))
+    before = {job["request_id"] for job in emulator.account()["jobs"]}
+    airflow.wait_for_dag("nightly_batch")
+    conf = {"prompts": table.as_uri(), "destination": (tmp_path / "nights").as_uri()}
+    run_id = airflow.trigger("nightly_batch", conf=conf)
+    # One row was refused, and min_success_ratio is 1.
+    assert airflow.wait_for_run("nightly_batch", run_id, 250) == "failed"
+    (path,) = (tmp_path / "nights").rglob("manifest.jsonl")
+    manifest = read_manifest(ObjectStoragePath(path.as_uri()))
+    outcomes = {row.key: row.outcome for row in manifest.rows}
+    assert outcomes == {key: "refused" if key == "refused" else "succeeded" for key in asked}
+    assert {row.key: len(row.files) for row in manifest.rows} == {
+        key: {"refused": 0, "kling-picture": 2}.get(key, 1) for key in asked
+    }
+    jobs = [job for job in emulator.account()["jobs"] if job["request_id"] not in before]
+    assert [job["accepted_posts"] for job in jobs] == [1] * len(asked)
 
 
 def jobs_of(emulator: Emulator, prompt: str) -> list[dict[str, Any]]:

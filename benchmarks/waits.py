@@ -224,7 +224,7 @@ def measure_known(seconds: float, unknown: int, known_jobs: int) -> dict[str, An
         "spread": 0.1,
         "urls": "gateway",
     }
-    way = {"latency": 0.055, "latency_spread": 0.45, "stream": "offered"}
+    way: dict[str, Any] = {"latency": 0.055, "latency_spread": 0.45, "stream": "offered"}
     with EmulatorProcess(tls=True, key=KEY, **settings, **way) as emulator:
         _connect(emulator)
         groups = [

@@ -31,11 +31,11 @@ INPUT = {"prompt": "a lighthouse", "image_size": {"width": 64, "height": 64}}
 
 #: When what happens, as shares of the night.
 FAULTS = (
-    (0.15, "rate-limit on=status times=25 retry_after=60"),
+    (0.15, "rate-limit on=status times=12 retry_after=60"),
     (0.30, "server-error on=status times=60 status=503"),
     (0.35, "html on=result times=30 status=502"),
     (0.55, "lost-reply on=status times=60"),
-    (0.75, "rate-limit on=result times=25 retry_after=60"),
+    (0.75, "rate-limit on=result times=12 retry_after=60"),
 )
 RESTART_AT = 0.45
 NEW_KEY_AT = 0.65
@@ -72,8 +72,9 @@ async def harm(emulator: EmulatorProcess, seconds: float) -> None:
             await asyncio.sleep(1.0)
             await asyncio.to_thread(emulator.restart)
         elif what == "new key":
+            # As with any rotation, the connection has the new key before the old one is refused.
             connect(emulator.url, NEW_KEY)
-
+            await asyncio.to_thread(emulator.restart, key=NEW_KEY)
         else:
             await asyncio.to_thread(emulator.add_fault, what)
 
@@ -107,7 +108,7 @@ def main() -> None:
     options = parser.parse_args()
     seconds = options.minutes * 60 / SCALE
     settings: dict[str, Any] = {"queue_seconds": 60.0, "run_seconds": 120.0, "spread": 0.5, "urls": "gateway"}
-    with EmulatorProcess(time_scale=SCALE, **settings) as emulator:
+    with EmulatorProcess(time_scale=SCALE, key=OLD_KEY, **settings) as emulator:
         connect(emulator.url, OLD_KEY)
         found = asyncio.run(night(emulator, options.jobs, seconds))
         account = emulator.account()

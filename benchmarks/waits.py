@@ -106,6 +106,8 @@ LOOPS = {"hub": by_hub, "bare loop": by_bare_loop, "session per poll": by_sessio
 
 
 async def rate(way: str, jobs: list[JobHandle], seconds: float) -> dict[str, Any]:
+    # Reading a first connection imports much of Airflow, which a triggerer has done long before.
+    await FalHook().aaccount()
     heart = Heart()
     beating = asyncio.ensure_future(heart.beat())
     began = time.process_time()

@@ -235,9 +235,14 @@ class EmulatorProcess(Emulator):
         self._wait()
         self._reserve_port()
 
-    def restart(self) -> None:
-        """Start the process again, after killing it if need be."""
+    def restart(self, **changes: Any) -> None:
+        """
+        Start the process again, after killing it if need be.
+
+        :param changes: settings that are others from now on
+        """
         self.kill()
+        self._settings.update(changes)
         self._process = self._spawn()
         try:
             self._read_url(self._start_seconds)

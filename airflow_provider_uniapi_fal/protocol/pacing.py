@@ -8,10 +8,10 @@ from airflow_provider_uniapi_fal.protocol import retrying
 
 #: Seconds between two requests after a first refusal, and at most.
 FIRST_GAP = 0.1
-LONGEST_GAP = 5.0
+LONGEST_GAP = 2.0
 
 #: Each answer shortens the gap to this share of it; below the last one there is none.
-RECOVERY = 0.9
+RECOVERY = 0.8
 NO_GAP = 0.01
 
 

@@ -112,7 +112,9 @@ generate("ours_ended_in_trigger", defer_after=0, end_from_trigger=True)
 generate("ours_stream", defer_after=0, watch="stream")
 
 try:
-    from airflow_provider_uniapi_fal.operators.batch import FalBatchOperator
+    from airflow_provider_uniapi_fal.operators.batch import (  # type: ignore[import-not-found,unused-ignore]
+        FalBatchOperator,
+    )
 except ImportError:
     # Without the batch operator this way is left out.
     pass

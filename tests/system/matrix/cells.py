@@ -57,7 +57,7 @@ class Ends:
     :param posts: jobs that the emulator accepted, each of them paid for
     :param cancels: requests to cancel that it got; a range where there is one in each try
     :param tries: the task that submits was tried so often, or more often where Airflow lost a try
-    :param waits: so often, or more often, the task that waits was tried
+    :param waits: so often, or more often, the task that waits was tried; 0 where the submit before it failed
     :param outcome: what the ``failure`` XCom calls it, if the run failed by an error of this provider
     :param words: parts of the messages and logs that tell what became of the job
     :param brings: whether the XComs of the last job are there: ``result``, ``handle`` (of a job that is not
@@ -68,7 +68,7 @@ class Ends:
     posts: int = 1
     cancels: int | range = 0
     tries: int = 1
-    waits: int = 1
+    waits: int = 0
     outcome: str | None = None
     words: Sequence[str] = ()
     brings: str = "result"

@@ -157,16 +157,23 @@ class Night:
         self.say(f"Dry run, nothing is submitted: {counts}. Of each model: {told or 'none'}.")
         return {"dry_run": True, **counts, "models": dict(models)}
 
-    def run(self, *, linger: float | None) -> Journal:
+    def open(self) -> Journal:
         """
-        Open the journal, and work until all has ended, or until there is nothing left to do but wait.
+        Open the journal, to post.
 
-        :param linger: see :meth:`~airflow_provider_uniapi_fal.batch.session.Session.run`
-        :return: the journal, in which jobs may still run
-        :raises FalInputError: if the journal belongs to another run, or the table does not fit to it
+        :raises FalInputError: if it belongs to another run, or the table does not fit to it; nothing was submitted
         """
         self._refuse_a_lost_journal()
         journal = Journal.opened(self.folder, self.owner)
+        self._planned(journal.rows)
+        return journal
+
+    def run(self, journal: Journal, *, linger: float | None) -> None:
+        """
+        Work until all has ended, or until there is nothing left to do but wait: jobs may still run after it.
+
+        :param linger: see :meth:`~airflow_provider_uniapi_fal.batch.session.Session.run`
+        """
         while True:
             made = self._planned(journal.rows)
             for line in made.warnings:
@@ -179,7 +186,7 @@ class Night:
             journal.refresh()
             # What a try that was taken for dead wrote down late is gone after, too.
             if running or not (still_running(journal) or waiting_to_land(journal, self.this_try)):
-                return journal
+                return
 
     def write_manifest(self, journal: Journal) -> dict[str, Any]:
         """

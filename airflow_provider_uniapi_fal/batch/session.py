@@ -221,8 +221,10 @@ class Session:
         await self._write(intents)
         try:
             await asyncio.to_thread(self._journal.stop_if_superseded)
-        except FalError as error:
-            await self._write([self._outcome(intent, Step.NOT_TAKEN, error.failure) for intent in intents])
+        except BaseException as error:
+            # Nothing of the wave was sent, and whoever goes on is to know that.
+            failure = error.failure if isinstance(error, FalError) else _interrupted()
+            self._journal.write([self._outcome(intent, Step.NOT_TAKEN, failure) for intent in intents])
             raise
         outcomes: list[Entry] = []
         posts = [

@@ -274,12 +274,13 @@ class FalBatchOperator(BaseOperator):
         night.read(self.requests, conn_id=self.storage_conn_id, model=self.model, dialect=self.dialect)
         if self._dry_run:
             return night.dry_run()
+        journal = night.open()
         path = str(night.settings.manifest_path)
         self._say(f"The manifest will be {path}; the account of each row until then is in {night.folder}.")
         context["ti"].xcom_push(key="manifest_path", value=path)
         push_links(self, context["ti"], manifest_path=path)
         self._running = (context["ti"], night)
-        journal = night.run(linger=self.defer_after if self.deferrable else None)
+        night.run(journal, linger=self.defer_after if self.deferrable else None)
         if still_running(journal):
             self._defer(night, journal)
         self._running = None

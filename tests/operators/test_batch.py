@@ -341,6 +341,8 @@ def test_a_manifest_path_of_another_run_is_refused_before_anything_is_paid(
         other.run()
     assert posts(emulator) == 3
     assert set(task.outcomes().values()) == {"succeeded"}
+    # Nothing leads from the refused run to the media of the other one.
+    assert "manifest_path" not in other.xcoms
 
 
 def test_a_manifest_without_its_journal_is_refused(start: Start, blocking: New) -> None:
@@ -685,6 +687,24 @@ def test_a_kill_cancels_the_jobs_only_if_a_user_has_killed_the_task(
         running.execute(task.context)
     running.on_kill()
     assert len(calls(emulator, "cancel")) == cancels
+
+
+def test_a_store_that_fails_before_the_posts_leaves_nothing_unknown(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start()
+    task = blocking()
+
+    def away(self: Journal) -> None:
+        raise OSError("the store is away")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "stop_if_superseded", away)
+        with pytest.raises(OSError, match="away"):
+            task.run()
+    assert posts(emulator) == 0
+    assert counts(task.next_try().run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 3
 
 
 def test_a_kill_posts_nothing_more(start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,17 @@ def test_a_folder_that_is_a_link_is_not_written_to(tmp_path: Path) -> None:
     assert list(elsewhere.iterdir()) == []
 
 
+def test_a_folder_of_somebody_else_is_not_read_either(
+    small: Thumbnails, kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, size = picture(tmp_path / "a.png")
+    assert small.of(path, size, SHA, "image/png")
+    owner = kept.stat().st_uid
+    monkeypatch.setattr(module.os, "getuid", lambda: owner + 1)  # type: ignore[attr-defined]
+    with pytest.raises(ThumbnailsUnavailable, match="somebody else"):
+        small.of(path, size, SHA, "image/png")
+
+
 def test_room_is_made_for_new_ones(tmp_path: Path, kept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_PRUNE_EVERY", 1)
     path, size = picture(tmp_path / "a.png")

@@ -66,9 +66,10 @@ def batch(args: argparse.Namespace) -> ExitCode | None:
         confirm(plan, yes=args.yes)
     else:
         say(plan)
+    journal = night.open()
     with _interruptible(night) as interrupted, _progress(night):
         try:
-            journal = night.run(linger=None)
+            night.run(journal, linger=None)
         except FalError as error:
             if interrupted.is_set():
                 fail(f"{error} Run the same command again to go on.", ExitCode.INTERRUPTED)

@@ -66,6 +66,7 @@ class TaskInstance:
 
     def __init__(self, max_tries: int) -> None:
         self.max_tries = max_tries
+        self.try_number = 1
         self.dag_id, self.run_id, self.task_id, self.map_index = "night", "a run", "submit", -1
         self.xcoms: dict[str, Any] = {}
         #: Where the task's buttons lead, by the XCom that Airflow keeps each in.

@@ -91,11 +91,11 @@ class Names:
         :raises ValueError: if that is no path below a folder
         """
         fields = {
-            "key": self.key,
+            "key": _NOT_IN_A_NAME.sub("-", self.key),
             "model": _plain(self.model),
             "date": self.date,
             "seed": "none" if self.seed is None else self.seed,
-            "request_id": self.request_id,
+            "request_id": _plain(self.request_id),
             "index": index,
             "where": _plain(where.replace("[", "-").replace("]", "").replace(".", "-")),
             "hash": sha256[:HASH_LENGTH],

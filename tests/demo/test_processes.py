@@ -95,9 +95,10 @@ def test_grandchildren_end_although_the_child_was_killed_before(tmp_path: Path) 
 
 
 def test_everything_ends_also_when_the_guard_was_killed(tmp_path: Path) -> None:
+    others = {child.pid for child in psutil.Process().children()}
     with Processes() as processes:
         _, pids = start_family(processes, tmp_path)
-        (guard,) = {child.pid for child in psutil.Process().children()} - {pids[0]}
+        (guard,) = {child.pid for child in psutil.Process().children()} - {pids[0], *others}
         psutil.Process(guard).kill()
         wait_for(lambda: gone(guard), "the guard's end")
     assert [pid for pid in pids if not gone(pid)] == []

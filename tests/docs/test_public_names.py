@@ -18,15 +18,22 @@ DOCS = Path(__file__).resolve().parents[2] / "docs"
 ROWS = re.findall(r"^\| `([\w.]+)` \| (.+) \|$", (DOCS / "public_names.md").read_text(), re.MULTILINE)
 PUBLIC = {(module, name) for module, names in ROWS for name in re.findall(r"`(\w+)`", names)}
 
-#: Rooms whose classes users write into their DAGs, if their names begin as the provider's do.
+#: Rooms whose classes users write into their DAGs, if their names begin as the provider's and the vendors' do.
 DAG_ROOMS = ("operators", "sensors", "transfers", "exceptions", "retry_policy")
+BEGINNINGS = ("Fal", "Kling", "Luma", "OpenAI")
+
+#: What several public classes have in common; nobody writes it into a DAG.
+BASES = {"KlingOperator"}
 
 
 def own_classes(module: ModuleType) -> set[str]:
     return {
         name
         for name, value in vars(module).items()
-        if inspect.isclass(value) and value.__module__ == module.__name__ and name.startswith("Fal")
+        if inspect.isclass(value)
+        and value.__module__ == module.__name__
+        and name.startswith(BEGINNINGS)
+        and name not in BASES
     }
 
 

@@ -25,7 +25,8 @@ ui: $(INSTALLED) ## Leave the demo running, to look at in a browser; Ctrl-C ends
 	@$(BIN)/python -m demo.ui
 
 test: $(INSTALLED) ## Run all tests but the long ones
-	@$(BIN)/python -m pytest -m "not long"
+	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not system and not packaging and not long"
+	@$(BIN)/python -m pytest -m "(system or packaging) and not long"
 
 long: $(INSTALLED) chromium ## Run the long tests: the matrix of faults, a short form of chaos, short jobs, the browser
 	@$(BIN)/python -m pytest -m long

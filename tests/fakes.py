@@ -49,6 +49,8 @@ class StateStore:
         if value is None:
             raise ValueError("Cannot set value as None")
         self.texts[key] = json.dumps(value)
+        if json.loads(self.texts[key]) != value:
+            raise ValueError("input was not a valid JSON value")
 
     def delete(self, key: str) -> None:
         self.texts.pop(key, None)

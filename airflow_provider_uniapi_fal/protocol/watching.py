@@ -93,7 +93,8 @@ class Watch:
     :param running_since: when it was first seen running
     :param looked_at: when it was last seen not to have ended
     :param completed_at: when it was first seen completed
-    :param queued_from: when its position in the queue was first seen, and the position
+    :param queued_since: when its position in the queue was first seen
+    :param first_position: that position
     :param path: which of the job's alternative paths answers
     :param unclear: answers without meaning, in a row
     """
@@ -107,7 +108,8 @@ class Watch:
     logs: bool = True
     state: JobState | None = None
     queue_position: int | None = None
-    queued_from: tuple[float, int] | None = None
+    queued_since: float | None = None
+    first_position: int | None = None
     pending_at: float | None = None
     running_since: float | None = None
     looked_at: float | None = None
@@ -324,11 +326,11 @@ def _seen(watch: Watch, now: float) -> cadence.Seen:
 
 def _seconds_to_start(watch: Watch) -> float | None:
     """Tell by the fall of its position how long a job will still be queued."""
-    if watch.queue_position is None or watch.queued_from is None or watch.pending_at is None:
+    since, first, position = watch.queued_since, watch.first_position, watch.queue_position
+    if since is None or first is None or position is None or watch.pending_at is None:
         return None
-    since, position = watch.queued_from
-    fallen = position - watch.queue_position
-    return watch.queue_position * (watch.pending_at - since) / fallen if fallen > 0 else None
+    fallen = first - position
+    return position * (watch.pending_at - since) / fallen if fallen > 0 else None
 
 
 def _learn(watch: Watch, experience: cadence.Experience) -> None:
@@ -421,8 +423,8 @@ def _take_status(watch: Watch, seen: JobStatus, now: float) -> Failure | None:
         watch.running_since = now
     if seen.state is JobState.PENDING:
         watch.pending_at = now
-        if watch.queued_from is None and seen.queue_position is not None:
-            watch.queued_from = (now, seen.queue_position)
+        if watch.first_position is None and seen.queue_position is not None:
+            watch.queued_since, watch.first_position = now, seen.queue_position
     watch.state, watch.queue_position = seen.state, seen.queue_position
     if seen.finished:
         watch.completed_at = now

@@ -58,6 +58,8 @@ def test_the_wheel_carries_its_licence(wheel_files: dict[str, bytes], metadata: 
 
 def test_airflow_finds_the_provider_through_its_entry_point(wheel_files: dict[str, bytes]) -> None:
     assert wheel_files[f"{DIST_INFO}/entry_points.txt"].decode().split() == [
+        "[airflow.plugins]",
+        *("uniapi_fal", "=", "airflow_provider_uniapi_fal.plugins.uniapi_fal:UniapiFalPlugin"),
         "[apache_airflow_provider]",
         *("provider_info", "=", "airflow_provider_uniapi_fal:get_provider_info"),
     ]
@@ -124,6 +126,7 @@ def test_the_sdist_holds_what_builds_tests_and_explains_the_project(distribution
         paths = [Path(member.name).parts[1:] for member in archive.getmembers() if member.isfile()]
     wanted = {
         "airflow_provider_uniapi_fal",
+        "benchmarks",
         "dags_examples",
         "demo",
         "tests",

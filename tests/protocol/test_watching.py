@@ -50,6 +50,7 @@ class Wait:
         """Make one round; with ``process`` first move to another process, the way a rescheduled sensor does."""
         if process:
             kept = json.loads(json.dumps(self.watch.progress(), allow_nan=False))
+            assert kept == self.watch.progress(), "Airflow's stores take JSON values only: no tuples"
             names = ("deadline", "queue_deadline", "cancel_on_timeout", "poke_interval", "logs")
             settings: Any = {name: getattr(self.watch, name) for name in names}
             self.watch = Watch(self.watch.handle, **settings)

@@ -59,6 +59,7 @@ class NightSettings:
     :param with_arguments: put the arguments, prompts and all, into the manifest
     :param min_success_ratio: share of the rows that must be a success
     :param on_flagged: ``keep`` counts a flagged row as a success, ``fail`` does not
+    :param schema: JSON Schema for the arguments of rows that name no model
     """
 
     destination: ObjectStoragePath
@@ -70,6 +71,7 @@ class NightSettings:
     with_arguments: bool = False
     min_success_ratio: float = 1.0
     on_flagged: str = "keep"
+    schema: Mapping[str, Any] | None = None
 
 
 @dataclass
@@ -118,8 +120,16 @@ class Night:
             self.hook,
             model=model,
             dialect=dialect,
+            schema=self.settings.schema,
             check_name=lambda row: self.names_of(row, None).check(),
         )
+        remarks = Counter(
+            remark
+            for row in self.rows
+            for remark in dialect_named(row.dialect).remarks(row.model, row.arguments)
+        )
+        for remark, rows in remarks.items():
+            self.say(f"{remark} ({rows} rows)")
         self.earlier = _landed_before(self.settings.skip_existing)
         count = len(self.to_make)
         if self.settings.max_jobs is not None and count > self.settings.max_jobs:

@@ -16,6 +16,7 @@ from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.exceptions import FalInputError, error_of
 from airflow_provider_uniapi_fal.ledger.record import fingerprint
+from airflow_provider_uniapi_fal.protocol.arguments import schema_problems
 from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS, dialect_named
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 
@@ -82,6 +83,7 @@ def checked_rows(
     *,
     model: str | None,
     dialect: str = "fal",
+    schema: Mapping[str, Any] | None = None,
     check_name: Callable[[Row], None],
 ) -> list[Row]:
     """
@@ -89,6 +91,7 @@ def checked_rows(
 
     :param model: for rows that name none
     :param dialect: for rows that name none
+    :param schema: JSON Schema for the arguments of rows that name no model
     :param check_name: raises if the files of a row cannot be named
     :raises FalInputError: if any row is wrong; nothing was submitted
     """
@@ -98,6 +101,8 @@ def checked_rows(
         row, wrong = _row(given, index, hook, model, dialect)
         problems += wrong
         if row is not None:
+            if schema is not None and isinstance(given, Mapping) and given.get("model") is None:
+                problems += schema_problems(schema, row.arguments, f"row {row.key!r}: arguments")
             good.append(row)
             try:
                 check_name(row)

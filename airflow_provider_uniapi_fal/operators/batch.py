@@ -16,6 +16,7 @@ from airflow_provider_uniapi_fal.batch.session import SessionSettings
 from airflow_provider_uniapi_fal.exceptions import error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
+from airflow_provider_uniapi_fal.landing.inputs import schema_of
 from airflow_provider_uniapi_fal.landing.media import PARALLEL, Limits
 from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE, check_template
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
@@ -70,6 +71,8 @@ class FalBatchOperator(BaseOperator):
         the two is needed, and each run needs its own
     :param model: model id of rows that name none (templated)
     :param dialect: wire protocol of rows that name none; default ``fal``
+    :param arguments_schema: JSON Schema that the arguments of rows which name no model must fit before anything is
+        paid, in one of the forms that ``FalSubmitOperator`` takes (templated; default: none)
     :param fal_conn_id: Airflow connection of type ``uniapi_fal`` (templated; default ``fal_default``)
     :param storage_conn_id: Airflow connection of the storage (templated; default: none)
     :param skip_existing: path of an earlier manifest, or a list of them: rows whose key it has with media are not
@@ -118,6 +121,7 @@ class FalBatchOperator(BaseOperator):
         "destination",
         "manifest_path",
         "model",
+        "arguments_schema",
         "fal_conn_id",
         "storage_conn_id",
         "skip_existing",
@@ -135,6 +139,7 @@ class FalBatchOperator(BaseOperator):
         manifest_path: str | XComArg | None = None,
         model: str | XComArg | None = None,
         dialect: str = "fal",
+        arguments_schema: Mapping[str, Any] | str | None = None,
         fal_conn_id: str = DEFAULT_CONN_ID,
         storage_conn_id: str | None = None,
         skip_existing: str | Sequence[str] | XComArg | None = None,
@@ -199,6 +204,7 @@ class FalBatchOperator(BaseOperator):
         self.manifest_path: Any = manifest_path
         self.model: Any = model
         self.dialect = dialect
+        self.arguments_schema: Any = arguments_schema
         self.fal_conn_id = fal_conn_id
         self.storage_conn_id = storage_conn_id
         self.skip_existing: Any = skip_existing
@@ -346,6 +352,7 @@ class FalBatchOperator(BaseOperator):
                 with_arguments=self.include_arguments,
                 min_success_ratio=self.min_success_ratio,
                 on_flagged=self.on_flagged,
+                schema=None if self.arguments_schema is None else schema_of(self.arguments_schema),
             ),
             policy=RowPolicy(self.on_unknown_submit, self.on_changed_arguments, self.on_clear),
             watch=WatchSettings(

@@ -311,6 +311,27 @@ def test_all_wrong_rows_are_named_at_once(start: Start, blocking: New) -> None:
     assert emulator.requests() == []
 
 
+def test_arguments_that_do_not_fit_the_schema_are_named_by_row_before_anything_is_posted(
+    start: Start, blocking: New
+) -> None:
+    emulator = start()
+    schema = {"properties": {"seed": {"type": "integer"}}, "required": ["seed"]}
+    size = {"width": 64, "height": 48}
+    rows = [
+        {"key": "good", "arguments": {"prompt": "a", "seed": 1, "image_size": size}},
+        {"key": "bad", "arguments": {"prompt": "b", "seed": "one", "image_size": size}},
+        {"key": "none", "arguments": {"prompt": "c", "image_size": size}},
+        {"key": "other", "model": "flux/schnell", "arguments": {"prompt": "d", "image_size": size}},
+    ]
+    with pytest.raises(FalInputError) as raised:
+        blocking(requests=rows, arguments_schema=schema).run()
+    assert "'bad'" in str(raised.value)
+    assert "'none'" in str(raised.value)
+    assert "'good'" not in str(raised.value)
+    assert "'other'" not in str(raised.value)
+    assert emulator.requests() == []
+
+
 def test_a_night_larger_than_meant_is_refused(start: Start, blocking: New) -> None:
     emulator = start()
     with pytest.raises(FalInputError, match="max_jobs=2"):

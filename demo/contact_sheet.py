@@ -8,6 +8,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from airflow_provider_uniapi_fal.emulator.captions import text_width, write_text
 from demo.account import BrokenMedia, MediaFile, Row, picture_of
 
 TILE_WIDTH, PICTURE_HEIGHT, CAPTION_HEIGHT = 320, 240, 66
@@ -102,11 +103,10 @@ def _write(
     width: int,
 ) -> None:
     """Write one line, cut where the room ends."""
-    font = ImageFont.load_default(size)
     shown = text
-    while shown and font.getlength(shown) > width:
+    while shown and text_width(shown, size) > width:
         shown = shown.rstrip("…")[:-1] + "…" if len(shown) > 1 else ""
-    draw.text(at, shown, font=font, fill=colour)
+    write_text(draw, at, shown, size, colour)
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:

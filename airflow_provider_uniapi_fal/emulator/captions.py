@@ -64,8 +64,8 @@ class Caption:
         self._band = Image.new("RGB", (width, band), BAND_COLOUR)
         pen = ImageDraw.Draw(self._band)
         for number, line in enumerate(lines):
-            _write(pen, (margin, margin + number * step), line, letters, TEXT_COLOUR)
-        _write(pen, (margin, margin + len(lines) * step + round(small * 0.2)), note, small, NOTE_COLOUR)
+            write_text(pen, (margin, margin + number * step), line, letters, TEXT_COLOUR)
+        write_text(pen, (margin, margin + len(lines) * step + round(small * 0.2)), note, small, NOTE_COLOUR)
         # What is brighter than the band itself is text, and covers the picture; the band only darkens it.
         self._mask = self._band.convert("L").point(
             lambda level: round(205 + 50 * min(1.0, max(0, level - 12) / 160))
@@ -80,7 +80,7 @@ def _wrap(text: str, letters: int, width: int) -> list[str]:
     """Break a text into lines; scripts without spaces break anywhere, long texts end in an ellipsis."""
     lines = [""]
     for piece in _pieces(text):
-        if lines[-1] and _width(lines[-1] + piece.rstrip(), letters) > width:
+        if lines[-1] and text_width(lines[-1] + piece.rstrip(), letters) > width:
             if len(lines) == MOST_LINES:
                 return [*lines[:-1], _shortened(lines[-1], letters, width)]
             lines.append("")
@@ -108,7 +108,7 @@ def _pieces(text: str) -> Iterator[str]:
 
 
 def _shortened(line: str, letters: int, width: int) -> str:
-    while line and _width(line + "…", letters) > width:
+    while line and text_width(line + "…", letters) > width:
         line = line[:-1]
     return line.rstrip() + "…"
 
@@ -118,17 +118,19 @@ def _runs(text: str) -> Iterator[tuple[int, str]]:
         yield number, "".join(run)
 
 
-def _width(text: str, letters: int) -> float:
+def text_width(text: str, letters: int) -> float:
+    """Return the pixels that a line takes, in whatever scripts it is written."""
     return sum(_font(number, letters).getlength(run) for number, run in _runs(text))
 
 
-def _write(
+def write_text(
     pen: ImageDraw.ImageDraw,
     place: tuple[float, float],
     text: str,
     letters: int,
     colour: tuple[int, int, int],
 ) -> None:
+    """Write one line, each script in a font that has it."""
     x, y = place
     baseline = y + letters
     for number, run in _runs(text):

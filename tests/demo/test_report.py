@@ -134,6 +134,16 @@ def test_every_file_and_every_failure_has_a_tile(tmp_path: Path) -> None:
     assert (58, 24, 30) in colours
 
 
+def test_keys_in_any_script_are_written_as_they_are(tmp_path: Path) -> None:
+    """A font draws each character that it lacks as the same box: two keys of as many characters would look alike."""
+    file = make_picture(tmp_path / "one.png", (300, 300))
+    sheets = []
+    for key in ("雪国", "茶室"):
+        draw_contact_sheet([row(key, file)], "A title", tmp_path / "sheet.png")
+        sheets.append((tmp_path / "sheet.png").read_bytes())
+    assert sheets[0] != sheets[1]
+
+
 def test_a_video_shows_its_middle_frame(tmp_path: Path) -> None:
     import av
 

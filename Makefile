@@ -13,7 +13,7 @@ PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-
 	--progress-bar off -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test long browser chaos pythons docs bench bench-short bench-batch lint constraints clean
+.PHONY: help demo ui test slow long browser chaos pythons docs bench bench-short bench-batch lint constraints clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -24,9 +24,12 @@ demo: $(INSTALLED) ## Turn a file of prompts into pictures, through a real Airfl
 ui: $(INSTALLED) ## Leave the demo running, to look at in a browser; Ctrl-C ends it
 	@$(BIN)/python -m demo.ui
 
-test: $(INSTALLED) ## Run all tests but the long ones
+test: $(INSTALLED) ## Run all tests but the slow and the long ones
 	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not system and not packaging and not long"
-	@$(BIN)/python -m pytest -m "(system or packaging) and not long"
+	@$(BIN)/python -m pytest -m "(system or packaging) and not slow and not long"
+
+slow: $(INSTALLED) ## Run the slower tests that CI runs as well: every vendor, the morning, the command line
+	@$(BIN)/python -m pytest -m "slow and not long"
 
 long: $(INSTALLED) chromium ## Run the long tests: the matrix of faults, a short form of chaos, short jobs, the browser
 	@$(BIN)/python -m pytest -m long

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.running import Emulator
     from demo.local_airflow import LocalAirflow
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(240)]
 
 
 def test_a_job_is_listed_by_its_dag_and_run_while_it_is_live_and_not_after(

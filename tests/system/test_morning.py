@@ -18,7 +18,7 @@ from tests.system.waiting import eventually
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.running import Emulator
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
 
 PROJECT = Path(__file__).parents[2]
 KEY = "sk-a-key-that-must-be-written-nowhere"

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.running import Emulator
     from demo.local_airflow import LocalAirflow
 
-pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(300)]
 
 #: The example, the endpoint of its jobs, and how many files of which kind it lands.
 EXAMPLES: dict[str, tuple[str, list[str], str, int]] = {

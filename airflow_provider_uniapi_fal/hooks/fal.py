@@ -46,8 +46,8 @@ DEFAULT_CONN_ID = "fal_default"
 EXPERIENCE = Experience()
 
 #: Seconds before the end of a watch in which looks are at least this close: handing a job on costs more time.
-CLOSING_SECONDS = 1.6
-CLOSING_INTERVAL = 0.5
+CLOSING_SECONDS = 1.5
+CLOSING_INTERVAL = 0.75
 
 T = TypeVar("T")
 
@@ -385,7 +385,9 @@ def stream_request(watch: watching.Watch) -> HttpRequest | None:
 
 def seconds_to_first_look(watch: watching.Watch) -> float:
     """Return how long a wait may rest before its first round, with this process's clock."""
-    return watching.seconds_to_first_look(watch, now=time.time(), experience=EXPERIENCE)
+    return watching.seconds_to_first_look(
+        watch, now=time.time(), jitter=random.random(), experience=EXPERIENCE
+    )
 
 
 def _account_of(connection: Connection) -> GatewayAccount:

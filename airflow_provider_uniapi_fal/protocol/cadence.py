@@ -16,10 +16,10 @@ from dataclasses import dataclass
 #: Seconds between looks at a job of an unknown model: this share of its age, within these bounds.
 SHORTEST = 1.5
 LONGEST = 15.0
-SHARE_OF_AGE = 0.4
+SHARE_OF_AGE = 0.33
 
 #: Of a known model: the time in which most jobs end is divided by this, but looks are not closer than this.
-LOOKS_WHILE_DUE = 7
+LOOKS_WHILE_DUE = 5
 CLOSEST = 0.25
 CLOSEST_SHARE = 0.01
 SHARE_OF_OVERTIME = 0.2
@@ -127,33 +127,37 @@ def next_look(
     """
     wait = poke_interval
     if wait is None:
-        wait = _unknown(seen) if usual is None else _known(seen, usual)
-        wait *= 0.95 + 0.1 * jitter
+        wait = _unknown(seen, jitter) if usual is None else _known(seen, usual, jitter)
     return max(wait, retry_after or 0.0)
 
 
-def first_look(seen: Seen, usual: Usual | None) -> float:
+def first_look(seen: Seen, usual: Usual | None, *, jitter: float) -> float:
     """Return the seconds until the first look at a job that was not looked at yet, without a fixed interval."""
-    earliest = SHORTEST if usual is None else _due(seen, usual)[0]
-    return min(max(earliest - seen.age, 0.0), LONGEST_REST)
+    if usual is None:
+        return max(SHORTEST - seen.age, 0.0)
+    early, late = _due(seen, usual)
+    return min(max(early + jitter * _while_due(early, late) - seen.age, 0.0), LONGEST_REST)
 
 
-def _unknown(seen: Seen) -> float:
+def _unknown(seen: Seen, jitter: float) -> float:
     wait = min(max(seen.age * SHARE_OF_AGE, SHORTEST), LONGEST)
     # While it is still far back in the queue, nothing can have happened.
-    return max(wait, min((seen.seconds_to_start or 0.0) / 2, LONGEST))
+    return max(wait, min((seen.seconds_to_start or 0.0) / 2, LONGEST)) * (0.95 + 0.1 * jitter)
 
 
-def _known(seen: Seen, usual: Usual) -> float:
+def _known(seen: Seen, usual: Usual, jitter: float) -> float:
     early, late = _due(seen, usual)
-    if seen.age < early:
-        wait = min(early - seen.age, LONGEST_REST)
-    else:
-        # Most have ended before the last third: the few that are left may be known a little later.
-        looks = LOOKS_WHILE_DUE if seen.age < early + (late - early) * 2 / 3 else LOOKS_WHILE_DUE / 2
-        wait = min(max((late - early) / looks, CLOSEST, CLOSEST_SHARE * early), LONGEST)
+    interval = _while_due(early, late)
+    # Who looks the moment that the fastest job ends nearly always looks in vain.
+    rest = max(early + jitter * interval - seen.age, 0.0)
+    wait = min(rest, LONGEST_REST) if rest > interval else min(interval, LONGEST)
     # The longer it lasts against all experience, the less the experience is worth.
     return max(wait, min((seen.age - usual.total.high) * SHARE_OF_OVERTIME, LONGEST))
+
+
+def _while_due(early: float, late: float) -> float:
+    """Return the seconds between looks at a job that may end at any time between two ages."""
+    return max((late - early) / LOOKS_WHILE_DUE, CLOSEST, CLOSEST_SHARE * early)
 
 
 def _due(seen: Seen, usual: Usual) -> tuple[float, float]:

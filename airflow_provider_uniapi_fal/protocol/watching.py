@@ -236,12 +236,14 @@ def one_round(
     return WaitMore(wait, min(max(watch.poke_interval or 0.0, retry_after or 0.0), wait))
 
 
-def seconds_to_first_look(watch: Watch, *, now: float, experience: cadence.Experience | None = None) -> float:
+def seconds_to_first_look(
+    watch: Watch, *, now: float, jitter: float, experience: cadence.Experience | None = None
+) -> float:
     """Return how long a wait that begins, or that goes on in another process, may rest before it looks."""
     if watch.poke_interval is not None or watch.state is not None:
         return 0.0
     usual = None if experience is None else experience.usual(watch.handle.model)
-    rest = cadence.first_look(_seen(watch, now), usual)
+    rest = cadence.first_look(_seen(watch, now), usual, jitter=jitter)
     return max(min([rest, *(deadline - now for deadline in _running_clocks(watch).values())]), 0.0)
 
 
@@ -337,19 +339,22 @@ def _learn(watch: Watch, experience: cadence.Experience) -> None:
     """
     Learn how long a completed job took.
 
-    It ended at some time since the last look before. The middle of that is taken, but at most a tenth of its age
-    back: one job that was completed at the first look must not spoil what is known, many must change it.
+    It ended at some time since the last look before, and, where the gateway tells how long it ran, that long after
+    some time at which it can have started. The middle of that is taken, but at most a tenth of its age back: one
+    job that was completed at the first look must not spoil what is known, many must change it.
     """
     submitted, completed = watch.handle.submitted_at, watch.completed_at or 0.0
     running = watch.inference_time
-    earliest = max(watch.looked_at or submitted, submitted + (running or 0.0))
-    earliest = max(earliest, completed - 0.2 * (completed - submitted))
-    ended = (min(earliest, completed) + completed) / 2
-    if running is None:
-        started = watch.pending_at or submitted
+    pending = watch.pending_at or submitted
+    earliest = max(watch.looked_at or submitted, completed - 0.2 * (completed - submitted))
+    latest = completed
+    if running is not None:
+        earliest = max(earliest, pending + running)
         if watch.running_since is not None:
-            started = (started + watch.running_since) / 2
-        running = ended - started
+            latest = min(completed, max(watch.running_since + running, earliest))
+    ended = (min(earliest, latest) + latest) / 2
+    if running is None:
+        running = ended - (pending if watch.running_since is None else (pending + watch.running_since) / 2)
     experience.learn(watch.handle.model, total=ended - submitted, running=running)
 
 

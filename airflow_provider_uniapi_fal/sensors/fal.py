@@ -57,7 +57,7 @@ class FalQueueSensor(BaseSensorOperator):
     :param deferrable: True (default) waits in the triggerer without a worker; False waits in the worker, by
         ``mode`` ``poke`` or ``reschedule``; None asks Airflow's ``[operators] default_deferrable``
     :param poke_interval: seconds between looks; None (default) is adaptive: closely when the job is due, as far as
-        the process has learned how long jobs of the model take, else four tenths of the job's age, between 1.5
+        the process has learned how long jobs of the model take, else a third of the job's age, between 1.5
         and 15 seconds; at least 7 seconds in mode ``reschedule``
     :param watch: how the triggerer learns that the job has ended: ``poll`` asks for its status; ``stream``
         follows fal's status stream, and falls back to polls where there is none; ``auto`` (default) lets one job

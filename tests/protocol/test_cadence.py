@@ -99,7 +99,7 @@ def test_far_back_in_the_queue_it_is_looked_at_less_often() -> None:
 def test_a_job_that_was_just_seen_in_the_queue_cannot_end_before_it_has_run() -> None:
     usual = Usual(total=Span(20.0, 22.0), running=Span(19.0, 21.0))
     late = Seen(40.0, pending_until=40.0, seconds_to_start=5.0)
-    assert next_look(late, poke_interval=None, usual=usual, jitter=0.5) == pytest.approx(24.0)
+    assert next_look(late, poke_interval=None, usual=usual, jitter=0.0) == pytest.approx(24.0)
 
 
 # --- whole waits, with a clock of their own -----------------------------------------------------------------
@@ -117,7 +117,9 @@ class World:
     def wait(self, queued: float, running: float, *, metrics: bool = True) -> tuple[int, float]:
         """Wait for one job; return the status calls that it took, and the seconds until its end was known."""
         watch = Watch(handle(submitted_at=NOW))
-        now = NOW + watching.seconds_to_first_look(watch, now=NOW, experience=self.experience)
+        now = NOW + watching.seconds_to_first_look(
+            watch, now=NOW, jitter=self.chance.random(), experience=self.experience
+        )
         for looks in range(1, 10_000):
             end = self._round(watch, now, queued, running, metrics)
             if isinstance(end, JobResult):
@@ -154,18 +156,21 @@ def test_a_job_of_20_seconds_of_an_unknown_model_takes_at_most_10_looks() -> Non
 
 
 @pytest.mark.parametrize("metrics", [True, False])
-def test_jobs_of_20_seconds_take_5_looks_each_and_are_known_in_half_a_second_once_20_are_known(
-    metrics: bool,
+@pytest.mark.parametrize("seed", range(4))
+def test_once_20_jobs_are_known_one_of_20_seconds_takes_4_looks_and_is_known_in_half_a_second(
+    metrics: bool, seed: int
 ) -> None:
-    world = World()
+    world = World(seed)
     for _ in range(20):
         world.wait(*world.twenty_seconds(), metrics=metrics)
     waits = [world.wait(*world.twenty_seconds(), metrics=metrics) for _ in range(500)]
     looks, late = zip(*waits, strict=True)
     print(f"looks: mean {mean(looks):.1f}, most {max(looks)}; median seconds late {median(late):.2f}")
-    assert mean(looks) <= 5
-    assert max(looks) <= 10
-    assert median(late) <= 0.5
+    assert mean(looks) <= 4
+    assert sum(each > 6 for each in looks) <= 5
+    assert max(looks) <= 7
+    # The look that tells and the fetch of the result take their time, too.
+    assert median(late) - 2 * World.ROUND_TRIP <= 0.5
 
 
 @given(

@@ -153,7 +153,12 @@ ANOTHER_EXCEPTION = "an exception of the user's own"
 CANCELLED = Ends(cancels=1, words=["asked to cancel it, the gateway says"], brings="handle")
 LEFT_ALONE = Ends(brings="handle")
 #: A sensor lets the job run: it belongs to the task that submitted it.
-KILLED_BY_USER = {SENSOR: LEFT_ALONE, BLOCKING: CANCELLED, DEFERRABLE: CANCELLED}
+#: A worker that was told to end may see, before it does, that the job has.
+KILLED_BY_USER = {
+    SENSOR: LEFT_ALONE,
+    BLOCKING: replace(CANCELLED, or_outcome="cancelled"),
+    DEFERRABLE: CANCELLED,
+}
 
 MADE_ANEW = Ends(posts=2, cancels=1, tries=2, words=["asked to cancel it, the gateway says", "Cleared"])
 #: Airflow may have begun the next try before it tells who waited that he is to end; so the job is left alone.

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
     from airflow_provider_uniapi_fal.hooks.fal import FalHook
     from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
-    from airflow_provider_uniapi_fal.protocol.watching import Watch
+    from airflow_provider_uniapi_fal.protocol.job import JobResult
+    from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, Watch
 
 #: No test leaves a task at its gate for longer; a run that was given up ends by itself.
 GATE_SECONDS = 600
@@ -97,6 +98,11 @@ class GatedSensor(FalQueueSensor):
     def _hook_of(self, watch: Watch) -> FalHook:
         self._at("in the wait")
         return super()._hook_of(watch)
+
+    def _delivered(self, watch: Watch, end: RoundEnd) -> JobResult:
+        # A job that has ended before the sensor begins is delivered without a trigger.
+        self._at("before the delivery")
+        return super()._delivered(watch, end)
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         gate_of(context)("before the delivery")

@@ -64,7 +64,9 @@ docs: $(INSTALLED) ## Build the documentation into build/docs; a warning fails i
 
 bench: $(INSTALLED) ## Measure the provider beside what a user would pick instead: an hour
 	@$(BIN)/python -m benchmarks.waits
+	@$(BIN)/python -m benchmarks.alone
 	@$(BIN)/python -m benchmarks
+	@$(BIN)/python -m benchmarks.night
 
 bench-short: $(INSTALLED) ## A short form of it, which shows that it runs: a few minutes
 	@$(BIN)/python -m benchmarks.waits --short

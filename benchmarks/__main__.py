@@ -17,18 +17,20 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 from rich.console import Console
 from rich.table import Table
 
-from airflow_provider_uniapi_fal.emulator.running import Emulator, EmulatorProcess
 from benchmarks.measuring import Figures, Usage, take_account
-from demo.local_airflow import LocalAirflow, LocalAirflowError
+from benchmarks.setting import a_gateway, an_airflow
+from demo.local_airflow import LocalAirflowError
 
-PROJECT = Path(__file__).resolve().parent.parent
-DAGS = Path(__file__).parent / "dags"
-KEY = "benchmark-key"
+if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.emulator.running import Emulator
+    from demo.local_airflow import LocalAirflow
+
 WAYS = (
     "seed_loop",
     "fal_client",
@@ -49,20 +51,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = _options(arguments)
     with (
         tempfile.TemporaryDirectory(prefix="uniapi-fal-bench-") as folder,
-        EmulatorProcess(
-            tls=True,
-            key=KEY,
-            queue_seconds=0.0,
-            run_seconds=options.seconds,
+        a_gateway(
+            options.seconds,
             spread=options.spread,
-            urls="gateway",
-            cancel_url="present",
-            stream="offered",
             latency=options.latency,
             latency_spread=options.latency_spread,
-            faults=["job match=http_provider early_result_code=404"],
         ) as emulator,
-        _airflow(Path(folder), emulator, options.parallelism) as airflow,
+        an_airflow(Path(folder), emulator, options.parallelism) as airflow,
     ):
         found = [_measure(way, airflow, emulator, options) for way in options.only or WAYS]
     about = {
@@ -89,35 +84,6 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="*", choices=WAYS, help="these ways only")
     parser.add_argument("--out", help="write the figures to this file, as JSON")
     return parser.parse_args(arguments)
-
-
-def _airflow(folder: Path, emulator: Emulator, parallelism: int) -> LocalAirflow:
-    ca_file, host = str(emulator.ca_file), emulator.url.removeprefix("https://")
-    ours = {"conn_type": "uniapi_fal", "host": emulator.url, "password": KEY}
-    authorization = {"Authorization": f"Key {KEY}"}
-    http = {"conn_type": "http", "schema": "https", "host": host, "extra": authorization}
-    manifests = folder / "manifests"
-    manifests.mkdir()
-    return LocalAirflow(
-        folder / "airflow",
-        dags=DAGS,
-        environment={
-            "AIRFLOW_CONN_FAL_DEFAULT": json.dumps(ours),
-            "AIRFLOW_CONN_BENCH_HTTP": json.dumps(http),
-            "AIRFLOW_VAR_BENCH_MANIFESTS": manifests.as_uri(),
-            "BENCH_URL": emulator.url,
-            "BENCH_KEY": KEY,
-            "FAL_KEY": KEY,
-            "FAL_RUN_HOST": host,
-            "FAL_QUEUE_RUN_HOST": host,
-            "REQUESTS_CA_BUNDLE": ca_file,
-            "SSL_CERT_FILE": ca_file,
-            "PYTHONPATH": str(PROJECT),
-        },
-        config={"core": {"max_active_tasks_per_dag": 1000}},
-        parallelism=parallelism,
-        start_timeout=240,
-    )
 
 
 def _measure(way: str, airflow: LocalAirflow, emulator: Emulator, options: argparse.Namespace) -> Figures:

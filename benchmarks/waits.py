@@ -2,7 +2,8 @@
 Many waits on one event loop, without Airflow: ``python -m benchmarks.waits``.
 
 What a triggerer's loop spends on 1,000 waits at a fixed interval, by the hub, by a bare loop with one session, and with
-a session for each poll; the memory of 10,000 waits; and how many calls it takes to know the end of a job how soon, for a
+a session for each poll; the memory of 10,000 waits; how soon 1,000 ends in the
+same moment are known and recorded by a batch; and how many calls it takes to know the end of a job how soon, for a
 model that is unknown, for one that is known, and by the stream. Each is measured in a process of its own.
 """
 
@@ -25,11 +26,15 @@ from typing import Any
 
 import aiohttp
 import psutil
+from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.emulator.running import EmulatorProcess
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
+from airflow_provider_uniapi_fal.ledger.rows import Entry, Step
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import Watch
+from airflow_provider_uniapi_fal.triggers.batch import FalBatchTrigger
 from airflow_provider_uniapi_fal.triggers.hub import Waits, waits
 
 KEY = "benchmark-key"
@@ -192,6 +197,46 @@ async def _wait_for(waiting: Waits, count: int, by: str) -> dict[str, float]:
     return found
 
 
+async def recorded(jobs: list[JobHandle], journal: Journal, release: Callable[[], None]) -> dict[str, Any]:
+    """Let all jobs of a batch end at once; tell after how many seconds all results are in its journal."""
+    watch = {"began": time.time(), "poke_interval": 1.0}
+    trigger = FalBatchTrigger(journal=str(journal.folder), watch=watch, land_every=len(jobs) + 1)
+
+    async def fired() -> float:
+        async for event in trigger.run():
+            ready = event.payload["ready"]
+            if ready != len(jobs):
+                raise RuntimeError(f"only {ready} results are there")
+        return time.monotonic()
+
+    firing = asyncio.ensure_future(fired())
+    # Several turns, so that they are spread over the second as they are in a long wait.
+    await asyncio.sleep(6.0)
+    await asyncio.to_thread(release)
+    released = time.monotonic()
+    return {"jobs": len(jobs), "recorded_after": await firing - released}
+
+
+def measure_at_once(count: int) -> dict[str, Any]:
+    """Measure how soon many ends in the same moment are known and recorded."""
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        EmulatorProcess(tls=True, key=KEY, queue_seconds=0.0, run_seconds=0.1, urls="gateway") as emulator,
+    ):
+        _connect(emulator)
+        emulator.add_fault(fault="body", on="status", status="IN_PROGRESS")
+        jobs = [JobHandle.from_json(each) for each in _submit(emulator, count)]
+        journal = Journal.opened(
+            ObjectStoragePath(f"file://{folder}/night.journal"), Owner("benchmark", "tonight", "batch")
+        )
+        journal.write(
+            Entry(job.request_id, 1, Step.SUBMITTED, "asked", 1, 1, time.time(), handle=job) for job in jobs
+        )
+        found = asyncio.run(recorded(jobs, journal, emulator.clear_faults))
+    print("at once", found, flush=True)
+    return {"at once": found}
+
+
 def _submit(emulator: EmulatorProcess, count: int) -> list[dict[str, Any]]:
     async def submit() -> list[JobHandle]:
         hook = FalHook()
@@ -310,9 +355,9 @@ def main() -> None:
         _inside(options.inside)
         return
     if options.short:
-        found = {**measure_loops(50, 4.0, 200), **measure_known(3.0, 5, 5)}
+        found = {**measure_loops(50, 4.0, 200), **measure_at_once(50), **measure_known(3.0, 5, 5)}
     else:
-        found = {**measure_loops(1000, 20.0, 10_000), **measure_known(20.0, 20, 60)}
+        found = {**measure_loops(1000, 20.0, 10_000), **measure_at_once(1000), **measure_known(20.0, 20, 60)}
     if options.out:
         Path(options.out).write_text(json.dumps(found, indent=2) + "\n")
 

@@ -11,6 +11,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -142,6 +143,7 @@ def path_below_family(url: object, family_path: str, base_url: str = "") -> str 
     return path if is_safe_path(path) else None
 
 
+@lru_cache(maxsize=2048)
 def _origin(url: str) -> tuple[str, str, int | None] | None:
     try:
         parts = urlsplit(url)

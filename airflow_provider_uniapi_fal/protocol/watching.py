@@ -172,8 +172,7 @@ def one_round(
     :return: the result, the failure, or how long to wait before the next round; lines for the log are left
         in :attr:`Watch.news`
     """
-    paths = dialect.alternatives(watch.handle)
-    handle = paths[watch.path % len(paths)]
+    handle = _as_found(watch, dialect)
     retry_after = None
     clear = False
     failed: JobStatus | None = None
@@ -251,8 +250,7 @@ def stream_request(watch: Watch, dialect: Dialect) -> HttpRequest | None:
     """Return the request for a job's status stream, or None if it has none or is to be polled."""
     if watch.by == "poll" or watch.poke_interval is not None or watch.completed_at is not None:
         return None
-    paths = dialect.alternatives(watch.handle)
-    return dialect.stream_request(paths[watch.path % len(paths)], logs=watch.logs)
+    return dialect.stream_request(_as_found(watch, dialect), logs=watch.logs)
 
 
 def next_deadline(watch: Watch) -> float | None:
@@ -311,6 +309,14 @@ _ASKED = {
     CancelOutcome.NOT_FOUND: "The gateway does not know the job that it was asked to cancel.",
     CancelOutcome.ALREADY_COMPLETED: "It was completed just then, but its result could not be had.",
 }
+
+
+def _as_found(watch: Watch, dialect: Dialect) -> JobHandle:
+    """Return the handle with the paths that are asked now; those of the server's own are the first."""
+    if watch.path == 0:
+        return watch.handle
+    paths = dialect.alternatives(watch.handle)
+    return paths[watch.path % len(paths)]
 
 
 def _seen(watch: Watch, now: float) -> cadence.Seen:

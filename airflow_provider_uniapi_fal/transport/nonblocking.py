@@ -237,8 +237,12 @@ class NonblockingTransport:
                 allow_redirects=False,
                 proxy=proxy,
             ) as response:
-                patience = request.read_timeout or self.account.read_timeout
-                body = await asyncio.wait_for(self._read(response), patience)
+                reading = self._read(response)
+                if response.content.is_eof():
+                    # Most replies are here with their headers; a clock for each would be a task for each.
+                    body = await reading
+                else:
+                    body = await asyncio.wait_for(reading, request.read_timeout or self.account.read_timeout)
                 return reply_of(self.account, response.status, response.headers, body, self._max_body)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             # No connection came about: refused, no such name, too slow, or a certificate that is not trusted.

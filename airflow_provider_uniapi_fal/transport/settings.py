@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -101,7 +102,14 @@ def reply_of(
 
 def without_key(account: GatewayAccount, text: bytes) -> bytes:
     """Blot out the key in a reply: a gateway that quotes it in an error must not bring it into a log."""
-    if len(account.key) >= SHORTEST_SECRET:
-        for encoding in ("utf-8", "utf-16-le", "utf-16-be"):
-            text = text.replace(account.key.encode(encoding), "***".encode(encoding))
+    for secret, stars in _spellings(account.key):
+        text = text.replace(secret, stars)
     return text
+
+
+@lru_cache
+def _spellings(key: str) -> tuple[tuple[bytes, bytes], ...]:
+    """Return the bytes that a key may be written in, with what to write instead."""
+    if len(key) < SHORTEST_SECRET:
+        return ()
+    return tuple((key.encode(form), "***".encode(form)) for form in ("utf-8", "utf-16-le", "utf-16-be"))

@@ -57,6 +57,9 @@ MAX_BODY_BYTES = 1024 * 1024
 #: Looks under way at once on one connection. The others wait for their turn.
 MAX_LOOKS_AT_ONCE = 100
 
+#: Looks that begin in one turn of the event loop, which all triggers share: a crowd does not block it.
+LOOKS_A_TURN = 8
+
 #: Streams that are followed at once on one connection, each over a connection of its own. The others are polled.
 MAX_STREAMS = 400
 
@@ -220,15 +223,18 @@ class _Line:
 
     def _serve(self) -> None:
         """Begin the looks that are due, as many as may be under way, and no faster than the pace allows."""
+        if self._gate is not None:
+            self._gate.cancel()
+            self._gate = None
+        begun = 0
         while self._due and self._looks < MAX_LOOKS_AT_ONCE:
             now = self._loop.time()
             start = self._pace.may_start_at(now)
-            if start > now:
-                if self._gate is not None:
-                    self._gate.cancel()
+            if start > now or begun == LOOKS_A_TURN:
                 self._gate = self._loop.call_at(start, self._serve)
                 return
             self._begin(self._due.popleft())
+            begun += 1
 
     def _begin(self, wait: _Wait) -> None:
         wait.stop_timer()

@@ -168,7 +168,9 @@ class _Line:
         self._due: deque[_Wait] = deque()
         self._looks = 0
         self._streams = 0
+        #: Closed until a turn of the loop, or a pause, is over.
         self._gate: asyncio.TimerHandle | None = None
+        self._begun = 0
         self._pace = Pace()
         self._hook = FalHook(fal_conn_id)
         self._reading = asyncio.Lock()
@@ -223,18 +225,19 @@ class _Line:
 
     def _serve(self) -> None:
         """Begin the looks that are due, as many as may be under way, and no faster than the pace allows."""
-        if self._gate is not None:
-            self._gate.cancel()
-            self._gate = None
-        begun = 0
-        while self._due and self._looks < MAX_LOOKS_AT_ONCE:
+        while self._due and self._looks < MAX_LOOKS_AT_ONCE and self._gate is None:
             now = self._loop.time()
             start = self._pace.may_start_at(now)
-            if start > now or begun == LOOKS_A_TURN:
-                self._gate = self._loop.call_at(start, self._serve)
+            if start > now or self._begun == LOOKS_A_TURN:
+                self._gate = self._loop.call_at(start, self._open_gate)
                 return
+            self._begun += 1
             self._begin(self._due.popleft())
-            begun += 1
+
+    def _open_gate(self) -> None:
+        self._gate = None
+        self._begun = 0
+        self._serve()
 
     def _begin(self, wait: _Wait) -> None:
         wait.stop_timer()

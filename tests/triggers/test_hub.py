@@ -6,6 +6,7 @@ import asyncio
 import contextvars
 import threading
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -133,6 +134,43 @@ def test_no_more_looks_are_under_way_than_the_bound_and_none_is_starved(
         assert all(isinstance(end, JobResult) for end in ends.values())
         assert most <= 4
         assert server.connections <= 4
+
+
+def test_a_crowd_that_is_due_at_once_begins_few_looks_in_a_turn_of_the_loop(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun: list[int] = []
+    turn = 0
+
+    def counted(watch: Watch) -> Any:
+        begun.append(turn)
+        return real(watch)
+
+    real = watching_round
+    monkeypatch.setattr(hub, "watching_round", counted)
+
+    async def run() -> dict[str, RoundEnd]:
+        async def turns() -> None:
+            nonlocal turn
+            while True:
+                turn += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.ensure_future(turns())
+        async with waits(say=silent) as waiting:
+            # The first one opens the session, for which all others would wait.
+            waiting.add(named("first"))
+            await waiting.next_end()
+            for number in range(60):
+                waiting.add(named(number))
+            ends = await ends_of(waiting)
+        counting.cancel()
+        return ends
+
+    with ScriptedServer(lambda call: call.json(DONE)) as server:
+        set_connection(monkeypatch, server.url)
+        assert len(asyncio.run(run())) == 60
+    assert max(Counter(begun).values()) <= hub.LOOKS_A_TURN
 
 
 def test_waits_of_different_triggers_share_the_pool_and_the_last_one_closes_it(

@@ -195,7 +195,9 @@ class RowState:
     @property
     def posts(self) -> int:
         """Submits sent for it that may have been accepted."""
-        return self.entry.post - len(self.not_taken)
+        # A superseded try may not have sent the one that its successor did.
+        unsent = self.not_taken if self.step is Step.NOT_TAKEN else self.not_taken - {self.entry.post}
+        return self.entry.post - len(unsent)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -294,8 +296,18 @@ def _both(one: frozenset[int], other: frozenset[int]) -> frozenset[int]:
     return one if other <= one else one | other
 
 
-def _weight(state: RowState) -> tuple[int, int, Order]:
-    return state.entry.post, _WEIGHT[state.step], state.order
+def _weight(state: RowState) -> tuple[int, bool, tuple[int, str], int, Order]:
+    """
+    Return by what a state outweighs another.
+
+    Two tries that did not see each other's intents count the same post; of them only the one that opened the journal
+    later sends it. So before there is a job, the later opening's word counts: that the other one sent nothing says
+    nothing of what this one did.
+    """
+    epoch, _, writer = state.order
+    weight = _WEIGHT[state.step]
+    is_job = weight > _WEIGHT[Step.NOT_TAKEN]
+    return state.entry.post, is_job, (0, "") if is_job else (epoch, writer), weight, state.order
 
 
 class Act(str, Enum):

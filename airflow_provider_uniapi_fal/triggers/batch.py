@@ -38,6 +38,9 @@ GATHER_MOST = 100
 SCOUTS = 20
 REST_SECONDS = 15.0
 
+#: Waits that are begun without a pause: the event loop is that of all triggers.
+BEGUN_TOGETHER = 100
+
 #: Requests to cancel under way at once.
 CANCELLERS = 16
 
@@ -141,7 +144,6 @@ class Watching:
             raise ValueError(f"row {state.entry.key!r} has no job to watch")
         self._rows[state.handle.request_id] = state
         self._resting.setdefault(state.handle.model, deque()).append(state.handle)
-        self._look_at_more()
 
     async def take(self, seconds: float) -> list[Entry]:
         """
@@ -171,14 +173,17 @@ class Watching:
         return entries
 
     def _look_at_more(self) -> float:
-        """Look at those whose time to rest is over; return the seconds until that of the next one is."""
-        next_one = math.inf
+        """Look at some of those whose time to rest is over; return the seconds until the next one's is."""
+        begun, next_one = 0, math.inf
         for model, resting in self._resting.items():
             while resting:
                 rest = self._settings.rest(resting[0], time.time())
                 if rest > 0 and self._looked_at[model] >= SCOUTS and not knows(model):
                     next_one = min(next_one, rest)
                     break
+                if begun >= BEGUN_TOGETHER:
+                    return 0.0
+                begun += 1
                 self._looked_at[model] += 1
                 self._hub.add(self._settings.watch(resting.popleft()))
         return next_one

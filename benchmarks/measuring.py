@@ -15,7 +15,7 @@ import psutil
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.running import Emulator
 
-#: Between looks at the memory: task processes live for a second or more.
+#: Task processes live for a second or more; what they use after the last look at them is not seen.
 SAMPLE_SECONDS = 0.25
 
 
@@ -43,9 +43,6 @@ class Usage:
     """
     CPU seconds of all processes, the ended ones included, and the most memory of some.
 
-    The time of a process that has ended is in that of its parent. So the components that are there at the beginning
-    must be there at the end.
-
     :param all_processes: lists those that run
     :param watched: by name, the number of a process of which the largest child's memory is wanted: Airflow's
         components do their work in children
@@ -54,39 +51,45 @@ class Usage:
     def __init__(self, all_processes: Callable[[], list[psutil.Process]], **watched: int) -> None:
         self._all = all_processes
         self._watched = watched
-        self.cpu = 0.0
+        self._seen: dict[tuple[int, float], float] = {}
+        self._before: dict[tuple[int, float], float] = {}
         self.memory = dict.fromkeys(watched, 0.0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Usage:
-        self.cpu = -self._spent()
+        self._sample()
+        self._before = dict(self._seen)
+        self.memory = dict.fromkeys(self._watched, 0.0)
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self.cpu += self._spent()
+        self._sample()
 
-    def _spent(self) -> float:
-        seconds = 0.0
-        for process in self._all():
-            with contextlib.suppress(psutil.Error):
-                seconds += sum(process.cpu_times()[:4])  # its own and its ended children's, user and system
-        return seconds
+    @property
+    def cpu(self) -> float:
+        """CPU seconds used since the beginning."""
+        return sum(spent - self._before.get(key, 0.0) for key, spent in self._seen.items())
 
     def _run(self) -> None:
         while not self._stop.wait(SAMPLE_SECONDS):
-            parents: dict[int, int] = {}
-            sizes: dict[int, float] = {}
-            for process in self._all():
-                with contextlib.suppress(psutil.Error):
-                    parents[process.pid] = process.ppid()
-                    sizes[process.pid] = process.memory_info().rss / 1e6
-            for name, pid in self._watched.items():
-                under = (size for each, size in sizes.items() if _is_under(each, pid, parents))
-                self.memory[name] = max(self.memory[name], *under, 0.0)
+            self._sample()
+
+    def _sample(self) -> None:
+        parents: dict[int, int] = {}
+        sizes: dict[int, float] = {}
+        for process in self._all():
+            with contextlib.suppress(psutil.Error):
+                spent = process.cpu_times()
+                self._seen[process.pid, process.create_time()] = spent.user + spent.system
+                parents[process.pid] = process.ppid()
+                sizes[process.pid] = process.memory_info().rss / 1e6
+        for name, pid in self._watched.items():
+            under = (size for each, size in sizes.items() if _is_under(each, pid, parents))
+            self.memory[name] = max(self.memory[name], *under, 0.0)
 
 
 def _is_under(pid: int, ancestor: int, parents: Mapping[int, int]) -> bool:

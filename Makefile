@@ -72,8 +72,9 @@ bench-short: $(INSTALLED) ## A short form of it, which shows that it runs: a few
 	@$(BIN)/python -m benchmarks.waits --short
 	@$(BIN)/python -m benchmarks --jobs 4 --seconds 5 --only plain_operator ours_generate ours_stream
 
-bench-batch: $(INSTALLED) ## Measure a night in one task: 1,000 jobs, and 300 beside a bare batch
+bench-batch: $(INSTALLED) ## Measure a night in one task: 1,000 jobs, 10,000 short ones, and 300 beside a bare batch
 	@$(BIN)/python -m benchmarks.batch_night 1000x5
+	@$(BIN)/python -m benchmarks.batch_night 10000x5
 	@$(BIN)/python -m benchmarks.batch_night 300x20 --bare
 
 lint: $(INSTALLED) ## Check style, format, types and import contracts

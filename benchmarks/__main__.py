@@ -96,7 +96,7 @@ def _measure(way: str, airflow: LocalAirflow, emulator: Emulator, options: argpa
     mark = f"{way} {os.urandom(3).hex()}"
     prompts = [f"{mark} {number}" for number in range(options.jobs)]
     began = time.monotonic()
-    with Usage(airflow.running, airflow.children["triggerer"].pid) as usage:
+    with Usage(airflow.running, triggerer=airflow.children["triggerer"].pid) as usage:
         run_id = airflow.trigger(way, conf={"prompts": prompts})
         try:
             figures.state = airflow.wait_for_run(way, run_id, options.timeout)
@@ -106,7 +106,7 @@ def _measure(way: str, airflow: LocalAirflow, emulator: Emulator, options: argpa
             airflow.set_run_state(way, run_id, "failed")
     figures.wall = time.monotonic() - began
     figures.cpu = usage.cpu
-    figures.triggerer_mb = usage.memory
+    figures.triggerer_mb = usage.memory["triggerer"]
     [(figures.task_starts,)] = airflow.query(
         "SELECT count(*) FROM log WHERE event = 'running' AND dag_id = ? AND run_id = ?", (way, run_id)
     )

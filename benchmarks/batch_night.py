@@ -9,79 +9,30 @@ process and of the triggerer, and HTTP calls a job. No threshold is asserted: a 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
 import sys
 import tempfile
-import threading
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from airflow_provider_uniapi_fal.emulator.running import EmulatorProcess
+from benchmarks.measuring import Usage
 from demo.local_airflow import LocalAirflow
 
 HERE = Path(__file__).parent
 KEY = "sk-of-the-benchmark"
-SAMPLE_SECONDS = 0.25
-
-
-class Usage:
-    """CPU seconds of all processes of an Airflow, ended ones included, and the most memory of two kinds."""
-
-    def __init__(self, airflow: LocalAirflow) -> None:
-        self._airflow = airflow
-        self._triggerer = airflow.children["triggerer"]
-        self._scheduler = airflow.children["scheduler"]
-        self._seen: dict[tuple[int, float], float] = {}
-        self._before: dict[tuple[int, float], float] = {}
-        self.memory: Counter[str] = Counter()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, daemon=True)
-
-    def __enter__(self) -> Usage:
-        self._sample()
-        self._before = dict(self._seen)
-        self.memory.clear()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        self._sample()
-
-    @property
-    def cpu(self) -> float:
-        return sum(spent - self._before.get(key, 0.0) for key, spent in self._seen.items())
-
-    def _run(self) -> None:
-        while not self._stop.wait(SAMPLE_SECONDS):
-            self._sample()
-
-    def _sample(self) -> None:
-        for process in self._airflow.running():
-            with contextlib.suppress(psutil.Error):
-                spent = process.cpu_times()
-                self._seen[process.pid, process.create_time()] = spent.user + spent.system
-        for name, child in (("triggerer", self._triggerer), ("worker", self._scheduler)):
-            # The largest process of each: the trigger runner, and the process of the task.
-            sizes = []
-            for process in child.members():
-                with contextlib.suppress(psutil.Error):
-                    sizes.append(process.memory_info().rss / 1e6)
-            self.memory[name] = max([self.memory[name], *map(round, sizes)])
 
 
 def run(ways: list[str], jobs: int, seconds: float, folder: Path) -> None:
     """Run a night of so many jobs of so many seconds each way."""
     ledger = folder / "ledger"
     ledger.mkdir()
-    # Small pictures, so that the emulator does not take the CPU that is measured.
-    with EmulatorProcess(queue_seconds=0.0, run_seconds=seconds, spread=0.1, key=KEY) as emulator:
+    # One small picture for all, so that the emulator does not take the CPU that is measured.
+    with EmulatorProcess(
+        queue_seconds=0.0, run_seconds=seconds, spread=0.1, same_media=True, key=KEY
+    ) as emulator:
         connection = {
             "conn_type": "uniapi_fal",
             "host": emulator.url,
@@ -128,7 +79,11 @@ def measured(
     ]
     (place / "table.jsonl").write_text("\n".join(map(json.dumps, rows)))
     airflow.wait_for_dag(way)
-    with Usage(airflow) as usage:
+    # Tasks run in children of the scheduler, triggers in a child of the triggerer.
+    children = airflow.children
+    with Usage(
+        airflow.running, worker=children["scheduler"].pid, triggerer=children["triggerer"].pid
+    ) as usage:
         began = time.monotonic()
         conf = {"table": (place / "table.jsonl").as_uri(), "destination": (place / "night").as_uri()}
         run_id = airflow.trigger(way, conf)
@@ -147,7 +102,7 @@ def measured(
         "task_starts": task_starts(airflow, way, run_id),
         "posts_accepted": total["posts_accepted"],
         "calls_per_job": {name: round(count / jobs, 2) for name, count in sorted(calls.items())},
-        "peak_mb": dict(usage.memory),
+        "peak_mb": {name: round(size) for name, size in usage.memory.items()},
     }
     if way == "batch":
         spent = sum(float(file.read_text() or 0) for file in ledger.iterdir())

@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -40,21 +40,27 @@ class Figures:
 
 
 class Usage:
-    """CPU seconds of all processes, the ended ones included, and the most memory of some."""
+    """
+    CPU seconds of all processes, the ended ones included, and the most memory of some.
 
-    def __init__(self, all_processes: Callable[[], list[psutil.Process]], watched: int) -> None:
+    :param all_processes: lists those that run
+    :param watched: by name, the number of a process of which the largest child's memory is wanted: Airflow's
+        components do their work in children
+    """
+
+    def __init__(self, all_processes: Callable[[], list[psutil.Process]], **watched: int) -> None:
         self._all = all_processes
         self._watched = watched
         self._seen: dict[tuple[int, float], float] = {}
         self._before: dict[tuple[int, float], float] = {}
-        self.memory = 0.0
+        self.memory = dict.fromkeys(watched, 0.0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Usage:
         self._sample()
         self._before = dict(self._seen)
-        self.memory = 0.0
+        self.memory = dict.fromkeys(self._watched, 0.0)
         self._thread.start()
         return self
 
@@ -73,14 +79,25 @@ class Usage:
             self._sample()
 
     def _sample(self) -> None:
-        memory = 0.0
+        parents: dict[int, int] = {}
+        sizes: dict[int, float] = {}
         for process in self._all():
             with contextlib.suppress(psutil.Error):
                 spent = process.cpu_times()
                 self._seen[process.pid, process.create_time()] = spent.user + spent.system
-                if process.pid == self._watched or self._watched in {each.pid for each in process.parents()}:
-                    memory += process.memory_info().rss / 1e6
-        self.memory = max(self.memory, memory)
+                parents[process.pid] = process.ppid()
+                sizes[process.pid] = process.memory_info().rss / 1e6
+        for name, pid in self._watched.items():
+            under = (size for each, size in sizes.items() if _is_under(each, pid, parents))
+            self.memory[name] = max(self.memory[name], *under, 0.0)
+
+
+def _is_under(pid: int, ancestor: int, parents: Mapping[int, int]) -> bool:
+    while pid in parents:
+        pid = parents[pid]
+        if pid == ancestor:
+            return True
+    return False
 
 
 def known_after(emulator: Emulator, prompt_prefix: str) -> Iterator[tuple[dict[str, Any], float | None]]:

@@ -17,7 +17,7 @@ from airflow_provider_uniapi_fal.batch.accounting import (
     shortfall,
 )
 from airflow_provider_uniapi_fal.batch.planning import Plan, plan
-from airflow_provider_uniapi_fal.batch.requests import Row, checked_rows, read_rows
+from airflow_provider_uniapi_fal.batch.requests import MAX_NAMED, Row, checked_rows, read_rows
 from airflow_provider_uniapi_fal.batch.session import Session, SessionSettings
 from airflow_provider_uniapi_fal.exceptions import error_of
 from airflow_provider_uniapi_fal.landing.manifest import (
@@ -186,8 +186,10 @@ class Night:
         """
         while True:
             made = self._planned(journal.rows)
-            for line in made.warnings:
+            for line in made.warnings[:MAX_NAMED]:
                 self.say(line)
+            if len(made.warnings) > MAX_NAMED:
+                self.say(f"There are {len(made.warnings) - MAX_NAMED} more rows of which this is to be said.")
             self.say(
                 f"{len(self.rows)} rows: {len(made.post)} to submit, {len(made.watch)} to watch, "
                 f"{len(made.land)} to land, {len(self.rows) - len(self.to_make)} in earlier manifests."
@@ -251,7 +253,7 @@ class Night:
     def _planned(self, states: Mapping[str, RowState]) -> Plan:
         made = plan(list(self.to_make.values()), states, self.this_try, self.policy)
         if made.problems:
-            listed = "; ".join(made.problems[:20])
+            listed = "; ".join(made.problems[:MAX_NAMED])
             raise error_of(
                 bad_input(
                     f"requests: the table does not fit to what was submitted: {listed}.",

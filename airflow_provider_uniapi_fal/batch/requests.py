@@ -29,7 +29,7 @@ FIELDS = ("key", "model", "dialect", "arguments")
 #: Files of rows, by their suffix.
 FILES = (".jsonl", ".ndjson", ".csv", ".parquet")
 
-#: So many wrong rows are named in the error; the others are counted.
+#: So many rows are named in an error or in the log; the others are counted.
 MAX_NAMED = 20
 
 

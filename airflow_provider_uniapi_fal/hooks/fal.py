@@ -390,6 +390,11 @@ def seconds_to_first_look(watch: watching.Watch) -> float:
     )
 
 
+def knows(model: str) -> bool:
+    """Whether this process knows how long the jobs of a model take."""
+    return EXPERIENCE.usual(model) is not None
+
+
 def _account_of(connection: Connection) -> GatewayAccount:
     try:
         extra = json.loads(connection.extra or "{}")

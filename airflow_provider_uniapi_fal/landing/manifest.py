@@ -10,17 +10,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.landing.files import LandedFile
-from airflow_provider_uniapi_fal.landing.storage import put_bytes, sha256_of
+from airflow_provider_uniapi_fal.landing.storage import put, put_bytes, sha256_of
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.errors import Failure
@@ -64,7 +66,7 @@ class RowError:
         return cls(failure.kind.value, str(failure), failure.billed, failure.may_run, failure.error_type)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class ManifestRow:
     """
     What became of one request.
@@ -169,7 +171,7 @@ def summary_path(path: ObjectStoragePath) -> ObjectStoragePath:
     return path.parent / f"{path.stem}.summary.json"
 
 
-def summary_of(manifest: Manifest, rows_text: bytes) -> dict[str, Any]:
+def summary_of(manifest: Manifest, rows_sha256: str) -> dict[str, Any]:
     """Return the summary: whose manifest it is, the counts and totals, and the rows' checksum."""
     files = [file for row in manifest.rows for file in row.files]
     return {
@@ -185,7 +187,7 @@ def summary_of(manifest: Manifest, rows_text: bytes) -> dict[str, Any]:
         "bytes": sum(file.bytes for file in files),
         "seconds_queued": round(sum(row.seconds_queued or 0.0 for row in manifest.rows), 3),
         "seconds_running": round(sum(row.seconds_running or 0.0 for row in manifest.rows), 3),
-        "rows_sha256": hashlib.sha256(rows_text).hexdigest(),
+        "rows_sha256": rows_sha256,
     }
 
 
@@ -195,9 +197,15 @@ def write_manifest(manifest: Manifest, path: ObjectStoragePath) -> dict[str, Any
 
     :return: the summary
     """
-    text = _as_lines(row.to_json() for row in manifest.rows)
-    summary = summary_of(manifest, text)
-    put_bytes(text, path)
+    with tempfile.TemporaryDirectory(prefix="uniapi-fal-") as folder:
+        lines, digest = Path(folder, "rows"), hashlib.sha256()
+        with lines.open("wb") as writer:
+            for row in manifest.rows:
+                line = json.dumps(row.to_json(), ensure_ascii=False).encode() + b"\n"
+                digest.update(line)
+                writer.write(line)
+        put(lines, path)
+    summary = summary_of(manifest, digest.hexdigest())
     put_bytes(json.dumps(summary, ensure_ascii=False, indent=1).encode(), summary_path(path))
     return summary
 
@@ -275,7 +283,3 @@ def _checked(key: str, file: LandedFile) -> FileCheck:
     return FileCheck(
         key, file.path, None if sha256 == file.sha256 else "its bytes are not those that were landed"
     )
-
-
-def _as_lines(rows: Iterable[Mapping[str, Any]]) -> bytes:
-    return b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)

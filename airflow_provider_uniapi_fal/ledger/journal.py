@@ -264,12 +264,15 @@ class Journal:
     def _names(self, kind: str) -> list[str]:
         return [name for name in _listed(self.folder / kind) if _NAME.fullmatch(name)]
 
-    def _texts(self, kind: str, names: list[str]) -> list[bytes]:
+    def _texts(self, kind: str, names: list[str]) -> Iterator[bytes]:
+        """Yield what is in files of the journal, without having all of it in memory at once."""
         paths = [self.folder / kind / name for name in names]
         if len(paths) < 2 or _is_local(self.folder):
-            return [path.read_bytes() for path in paths]
+            yield from (path.read_bytes() for path in paths)
+            return
         with ThreadPoolExecutor(READERS) as pool:
-            return list(pool.map(lambda path: path.read_bytes(), paths))
+            for first in range(0, len(paths), READERS):
+                yield from pool.map(lambda path: path.read_bytes(), paths[first : first + READERS])
 
 
 def _entries(path: ObjectStoragePath, text: bytes) -> list[Entry]:

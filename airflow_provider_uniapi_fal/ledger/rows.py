@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
+from functools import lru_cache
 from typing import Any, TypeAlias
 
 from airflow_provider_uniapi_fal.ledger.record import Decision, Do, JobRecord, Phase, decide, was_cleared
@@ -62,7 +63,7 @@ class Try:
     max_tries: int = 0
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Entry:
     """
     One line of the journal.
@@ -162,7 +163,7 @@ class Entry:
         return entry
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class RowState:
     """
     What all entries about a row come to.
@@ -194,7 +195,9 @@ class RowState:
     @property
     def posts(self) -> int:
         """Submits sent for it that may have been accepted."""
-        return self.entry.post - len(self.not_taken)
+        # A superseded try may not have sent the one that its successor did.
+        unsent = self.not_taken if self.step is Step.NOT_TAKEN else self.not_taken - {self.entry.post}
+        return self.entry.post - len(unsent)
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -224,8 +227,8 @@ class RowState:
                 handle_order=_order(data["handle_order"]),
                 spool=data["spool"],
                 spool_order=_order(data["spool_order"]),
-                not_taken=frozenset(data["not_taken"]),
-                tries=frozenset(data["tries"]),
+                not_taken=_set_of(*data["not_taken"]),
+                tries=_set_of(*data["tries"]),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"the state of a row lacks or garbles {error}") from error
@@ -256,8 +259,8 @@ def state_of(entry: Entry, order: Order, segment: str) -> RowState:
         handle_order=order if entry.handle else NOWHERE,
         spool=segment if entry.result is not None else None,
         spool_order=order if entry.result is not None else NOWHERE,
-        not_taken=frozenset([entry.post]) if entry.step is Step.NOT_TAKEN else frozenset(),
-        tries=frozenset([entry.try_number]),
+        not_taken=_set_of(entry.post) if entry.step is Step.NOT_TAKEN else _set_of(),
+        tries=_set_of(entry.try_number),
     )
 
 
@@ -266,7 +269,7 @@ def join(one: RowState | None, other: RowState) -> RowState:
     if one is None:
         return other
     least, most = sorted((one, other), key=_weight)
-    not_taken, tries = one.not_taken | other.not_taken, one.tries | other.tries
+    not_taken, tries = _both(one.not_taken, other.not_taken), _both(one.tries, other.tries)
     if least.entry.post < most.entry.post:
         return replace(most, not_taken=not_taken, tries=tries)
     handled = max(one, other, key=lambda state: state.handle_order)
@@ -283,8 +286,28 @@ def join(one: RowState | None, other: RowState) -> RowState:
     )
 
 
-def _weight(state: RowState) -> tuple[int, int, Order]:
-    return state.entry.post, _WEIGHT[state.step], state.order
+@lru_cache
+def _set_of(*numbers: int) -> frozenset[int]:
+    """Return a set of numbers; the thousands of rows that have the same one share it."""
+    return frozenset(numbers)
+
+
+def _both(one: frozenset[int], other: frozenset[int]) -> frozenset[int]:
+    return one if other <= one else one | other
+
+
+def _weight(state: RowState) -> tuple[int, bool, tuple[int, str], int, Order]:
+    """
+    Return by what a state outweighs another.
+
+    Two tries that did not see each other's intents count the same post; of them only the one that opened the journal
+    later sends it. So before there is a job, the later opening's word counts: that the other one sent nothing says
+    nothing of what this one did.
+    """
+    epoch, _, writer = state.order
+    weight = _WEIGHT[state.step]
+    is_job = weight > _WEIGHT[Step.NOT_TAKEN]
+    return state.entry.post, is_job, (0, "") if is_job else (epoch, writer), weight, state.order
 
 
 class Act(str, Enum):

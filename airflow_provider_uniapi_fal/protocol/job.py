@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from enum import Enum
+from sys import intern
 from typing import Any
 
 from airflow_provider_uniapi_fal.protocol.origin import is_request_id, is_safe_path
@@ -23,7 +24,7 @@ class JobState(str, Enum):
     UNKNOWN = "unknown"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class JobHandle:
     """
     What a submit returns: enough to watch the job from any process.
@@ -69,7 +70,10 @@ class JobHandle:
         for name, value in values.items():
             if not _fits(name, value):
                 raise ValueError(f"the handle's field {name!r} is missing or wrong")
-        return cls(**values)
+        # Thousands of jobs share these words.
+        return cls(
+            **{**values, **{name: intern(str(values[name])) for name in ("dialect", "model", "fal_conn_id")}}
+        )
 
 
 def _fits(field: str, value: Any) -> bool:

@@ -93,6 +93,7 @@ class MediaFetcher:
         self._session: aiohttp.ClientSession | None = None
         #: Resolved like any other host, but by the user's own will.
         self._proxies: set[str] = set()
+        self._ways: dict[URL, str | None] = {}
 
     async def __aenter__(self) -> MediaFetcher:
         """Open the pool."""
@@ -162,7 +163,7 @@ class MediaFetcher:
             host = self._checked_host(url)
             try:
                 async with self._session.get(
-                    url, allow_redirects=False, proxy=proxy_for(self._account, str(url))
+                    url, allow_redirects=False, proxy=self._proxy_for(url)
                 ) as response:
                     if 300 <= response.status < 400 and "location" in response.headers:
                         url = _redirected(url, response.headers["location"])
@@ -179,6 +180,13 @@ class MediaFetcher:
                     raise MediaError("there is no room for it on the local disk") from error
                 raise _Passing(f"fetching from {host} failed with {type(error).__name__}") from error
         raise MediaError(f"more than {MAX_REDIRECTS} redirects")
+
+    def _proxy_for(self, url: URL) -> str | None:
+        """Return the proxy on the way to a host; reading the environment costs more than to fetch a picture."""
+        origin = url.origin()
+        if origin not in self._ways:
+            self._ways[origin] = proxy_for(self._account, str(origin))
+        return self._ways[origin]
 
     def _checked_host(self, url: URL) -> str:
         host = url.raw_host or ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 import time
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +15,7 @@ from airflow.sdk import ObjectStoragePath
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
-from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.hooks.fal import FalHook, knows
 from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
 from airflow_provider_uniapi_fal.ledger.journal import Journal
 from airflow_provider_uniapi_fal.ledger.record import ends_the_job
@@ -31,6 +32,14 @@ if TYPE_CHECKING:
 #: Ended jobs are written down together: so many seconds after the first of them, or when there are so many.
 GATHER_SECONDS = 1.0
 GATHER_MOST = 100
+
+#: While it is not known how long the jobs of a model take, so many of them are looked at, in the order of their
+#: submits. They tell it for all: the others rest until then, or until they are so many seconds old.
+SCOUTS = 20
+REST_SECONDS = 15.0
+
+#: Waits that are begun without a pause: the event loop is that of all triggers.
+BEGUN_TOGETHER = 100
 
 #: Requests to cancel under way at once.
 CANCELLERS = 16
@@ -72,6 +81,13 @@ class WatchSettings:
             by="poll",
         )
 
+    def rest(self, handle: JobHandle, now: float) -> float:
+        """Return the seconds for which a job of an unknown model may rest while others are looked at."""
+        if self.poke_interval is not None:
+            return 0.0
+        longest = min(REST_SECONDS, self.timeout, self.queue_timeout or math.inf)
+        return handle.submitted_at + longest - now
+
 
 @dataclass(frozen=True)
 class LandSettings:
@@ -103,6 +119,8 @@ class Watching:
     """
     The jobs of a batch that are watched in this process; their ends are taken in groups.
 
+    Of a model that is not known yet a few are looked at first: see :data:`SCOUTS`.
+
     :param hub: where they wait
     """
 
@@ -111,6 +129,8 @@ class Watching:
         self._settings = settings
         self._try = this_try
         self._rows: dict[str, RowState] = {}
+        self._resting: dict[str, deque[JobHandle]] = {}
+        self._looked_at: Counter[str] = Counter()
         self._next: asyncio.Future[tuple[Watch, RoundEnd]] | None = None
 
     @property
@@ -123,7 +143,7 @@ class Watching:
         if state.handle is None:
             raise ValueError(f"row {state.entry.key!r} has no job to watch")
         self._rows[state.handle.request_id] = state
-        self._hub.add(self._settings.watch(state.handle))
+        self._resting.setdefault(state.handle.model, deque()).append(state.handle)
 
     async def take(self, seconds: float) -> list[Entry]:
         """
@@ -134,18 +154,39 @@ class Watching:
         entries: list[Entry] = []
         until = time.monotonic() + seconds
         while self._rows and len(entries) < GATHER_MOST:
+            rest = self._look_at_more()
             if self._next is None:
                 self._next = asyncio.ensure_future(self._hub.next_end())
-            await asyncio.wait({self._next}, timeout=max(until - time.monotonic(), 0.0))
+            left = until - time.monotonic()
+            await asyncio.wait({self._next}, timeout=max(min(left, rest), 0.0))
             if not self._next.done():
+                if rest < left:
+                    continue
                 break
             watch, end = self._next.result()
             self._next = None
+            self._looked_at[watch.handle.model] -= 1
             state = self._rows.pop(watch.handle.request_id)
             entries.append(ended(state, watch, end, self._try, now=time.time()))
             if len(entries) == 1:
                 until = min(until, time.monotonic() + GATHER_SECONDS)
         return entries
+
+    def _look_at_more(self) -> float:
+        """Look at some of those whose time to rest is over; return the seconds until the next one's is."""
+        begun, next_one = 0, math.inf
+        for model, resting in self._resting.items():
+            while resting:
+                rest = self._settings.rest(resting[0], time.time())
+                if rest > 0 and self._looked_at[model] >= SCOUTS and not knows(model):
+                    next_one = min(next_one, rest)
+                    break
+                if begun >= BEGUN_TOGETHER:
+                    return 0.0
+                begun += 1
+                self._looked_at[model] += 1
+                self._hub.add(self._settings.watch(resting.popleft()))
+        return next_one
 
     async def close(self) -> None:
         """Give up the end that is being waited for."""
@@ -361,7 +402,12 @@ class FalBatchTrigger(BaseTrigger):
                         ),
                     )
                     if due <= time.time():
-                        return len(ready), watching.running
+                        # What has ended by now, too, is not left to be asked for again.
+                        entries = await watching.take(0.0)
+                        if not entries:
+                            return len(ready), watching.running
+                        await asyncio.to_thread(journal.write, entries)
+                        continue
                     if not watching.running:
                         await asyncio.sleep(due - time.time())
                         continue

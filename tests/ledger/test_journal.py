@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -188,7 +189,7 @@ def test_many_segments_are_summed_up_and_say_the_same(
     reads: list[str] = []
     texts = Journal._texts
 
-    def counted(self: Journal, kind: str, names: list[str]) -> list[bytes]:
+    def counted(self: Journal, kind: str, names: list[str]) -> Iterator[bytes]:
         reads.extend(names)
         return texts(self, kind, names)
 

@@ -182,3 +182,28 @@ def test_posts_are_those_that_may_have_been_accepted() -> None:
     states = [entry(1, Step.NOT_TAKEN), entry(2, Step.ENDED), entry(3, Step.NOT_TAKEN), entry(4, Step.INTENT)]
     assert all_of(states).posts == 2
     assert all_of(states).tries == {1, 2, 3, 4}
+
+
+def test_what_a_superseded_try_did_not_send_says_nothing_of_the_same_row_at_its_successor() -> None:
+    def entry(step: Step, epoch: int, writer: str, place: int) -> RowState:
+        wrong = failure() if step is Step.NOT_TAKEN else None
+        handled = HANDLE if step is Step.SUBMITTED else None
+        return state_of(
+            Entry("row", 1, step, "asked", epoch, 2, 1.0, handle=handled, failure=wrong),
+            (epoch, place, writer),
+            "segment",
+        )
+
+    # Neither saw the other's intent. The older one found itself superseded, and sent nothing; the newer one did.
+    older = [entry(Step.INTENT, 1, "a", 7), entry(Step.NOT_TAKEN, 1, "a", 9)]
+    for epoch, writer in ((2, "a"), (1, "b")):
+        sent = all_of([*older, entry(Step.INTENT, epoch, writer, 1)])
+        assert decide_row(sent, asked="asked", this_try=Try(3, 2)).act is Act.NOTHING
+        assert (sent.step, sent.posts) == (Step.INTENT, 1)
+        taken = all_of(
+            [*older, entry(Step.INTENT, epoch, writer, 1), entry(Step.SUBMITTED, epoch, writer, 2)]
+        )
+        assert (taken.step, taken.posts) == (Step.SUBMITTED, 1)
+    # And the other way round: what the newer one did not send, nobody did.
+    unsent = [entry(Step.INTENT, 2, "b", 1), entry(Step.NOT_TAKEN, 2, "b", 2), entry(Step.INTENT, 1, "a", 7)]
+    assert decide_row(all_of(unsent), asked="asked", this_try=Try(3, 2)).act is Act.POST

@@ -13,7 +13,7 @@ import pytest
 from airflow.sdk import Asset, ObjectStoragePath
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 
-from airflow_provider_uniapi_fal.batch import session
+from airflow_provider_uniapi_fal.batch import night, session
 from airflow_provider_uniapi_fal.exceptions import (
     FalBalanceError,
     FalContentRefused,
@@ -780,6 +780,21 @@ def test_a_row_that_asks_for_something_else_follows_the_policy(
     else:
         assert counts(task.next_try().run(requests=rows)) == {"asked": 3, "succeeded": 3}
     assert posts(emulator) == 3 + more
+
+
+def test_the_log_names_some_of_many_rows_and_counts_the_others(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(night, "MAX_NAMED", 2)
+    monkeypatch.setattr(FalBatchOperator, "_say", lambda self, line: said.append(line))
+    start()
+    task = blocking(requests=table(5))
+    task.run()
+    said.clear()
+    task.next_try().run(requests=table(5, seed=8))
+    assert sum("asks for something else" in line for line in said) == 2
+    assert sum("3 more rows" in line for line in said) == 1
 
 
 def test_rows_without_keys_are_known_by_their_place_and_must_stay_in_it(start: Start, blocking: New) -> None:

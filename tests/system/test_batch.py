@@ -2,84 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.emulator.running import Emulator, EmulatorProcess
-from airflow_provider_uniapi_fal.landing.manifest import Manifest, read_manifest
 from demo.local_airflow import LocalAirflow
 from tests.system.conftest import KEY
+from tests.system.nights import Night
 from tests.system.waiting import eventually
-
-if TYPE_CHECKING:
-    from airflow_provider_uniapi_fal.landing.manifest import ManifestRow
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
 DAGS = Path(__file__).parent / "dags"
-
-
-class Night:
-    """One run of a batch, known by what its prompts begin with."""
-
-    def __init__(
-        self, airflow: LocalAirflow, emulator: Emulator, dag_id: str, place: Path, name: str
-    ) -> None:
-        self.airflow, self.emulator, self.dag_id, self.name = airflow, emulator, dag_id, name
-        self.place = place
-        self.run_id = ""
-
-    def begin(self, count: int = 8, **more: Any) -> None:
-        size = {"width": 64, "height": 48}
-        rows = [
-            {"key": f"{n:03}", "arguments": {"prompt": f"{self.name} {n:03}.", "image_size": size}, **more}
-            for n in range(count)
-        ]
-        table = self.place / "table.jsonl"
-        table.write_text("\n".join(map(json.dumps, rows)))
-        self.airflow.wait_for_dag(self.dag_id)
-        conf = {"table": table.as_uri(), "destination": (self.place / "night").as_uri()}
-        self.run_id = self.airflow.trigger(self.dag_id, conf=conf)
-
-    def jobs(self) -> list[dict[str, Any]]:
-        return [job for job in self.emulator.account()["jobs"] if job["prompt"].startswith(self.name)]
-
-    def posts(self) -> int:
-        return sum(job["accepted_posts"] for job in self.jobs())
-
-    def kill_worker(self) -> None:
-        os.kill(self.airflow.pid_of_task(self.dag_id, self.run_id, "batch"), signal.SIGKILL)
-
-    def end(self, seconds: float = 150) -> str:
-        return self.airflow.wait_for_run(self.dag_id, self.run_id, seconds)
-
-    def tries(self) -> int:
-        return self.airflow.task_instance(self.dag_id, self.run_id, "batch").try_number
-
-    def landed(self) -> list[Path]:
-        return sorted((self.place / "night").glob("*.jpg"))
-
-    def manifest(self) -> Manifest:
-        return read_manifest(ObjectStoragePath((self.place / "night" / "manifest.jsonl").as_uri()))
-
-    def assert_all_is_whole(self, count: int) -> tuple[ManifestRow, ...]:
-        """Each row is accounted for, each file is whole, and none is there that no row has."""
-        rows = self.manifest().rows
-        assert [row.key for row in rows] == [f"{n:03}" for n in range(count)]
-        files = [file for row in rows for file in row.files]
-        for file in files:
-            content = Path(file.path.removeprefix("file://")).read_bytes()
-            assert (len(content), hashlib.sha256(content).hexdigest()) == (file.bytes, file.sha256)
-        assert sorted(Path(file.path.removeprefix("file://")) for file in files) == self.landed()
-        return rows
 
 
 Begun = Callable[..., Night]

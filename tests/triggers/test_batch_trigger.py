@@ -17,6 +17,7 @@ from airflow_provider_uniapi_fal.exceptions import FalSubmitOutcomeUnknown
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.rows import Entry, Step, Try
+from airflow_provider_uniapi_fal.protocol import cadence
 from airflow_provider_uniapi_fal.triggers import batch as triggers
 from airflow_provider_uniapi_fal.triggers.batch import FalBatchTrigger, LandSettings, WatchSettings, began_of
 from tests.fakes import ARGUMENTS, KEY, MODEL, PROMPT, as_json, calls, posts, wait_until
@@ -151,6 +152,51 @@ def test_a_result_that_only_a_worker_can_fetch_calls_one_at_once(
     event = fired(trigger(folder))
     assert (event["ready"], event["running"]) == (1, 1)
     assert Journal.reading(folder).rows["a"].spool is None
+
+
+def test_what_ends_while_results_are_written_down_is_not_asked_for_again(
+    start: Start, folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start(run_seconds=0.2)
+    keys = "abcdef"
+    submit(folder, *keys)
+    monkeypatch.setattr(triggers, "GATHER_MOST", 2)
+    write = Journal.write
+
+    def slowly(journal: Journal, entries: Any) -> None:
+        wait_until(lambda: len(calls(emulator, "result")) == len(keys))
+        write(journal, entries)
+
+    monkeypatch.setattr(Journal, "write", slowly)
+    event = fired(trigger(folder, land_every=2))
+    assert (event["ready"], event["running"]) == (len(keys), 0)
+
+
+def test_a_few_jobs_of_a_model_that_is_not_known_tell_when_to_look_at_the_others(
+    start: Start, folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triggers, "SCOUTS", 2)
+    monkeypatch.setattr(cadence, "SHORTEST", 0.3)
+    emulator = start(run_seconds=0.8)
+    submit(folder, *"abcdefgh")
+    event = fired(trigger(folder, watch={"poke_interval": None}))
+    assert (event["ready"], event["running"]) == (8, 0)
+    looks = [job["calls"]["status"] for job in emulator.account()["jobs"]]
+    assert min(looks[:2]) > 1
+    assert set(looks[2:]) == {1}
+
+
+def test_jobs_are_looked_at_in_time_although_the_first_ones_tell_nothing(
+    start: Start, folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triggers, "SCOUTS", 1)
+    monkeypatch.setattr(triggers, "REST_SECONDS", 0.3)
+    monkeypatch.setattr(cadence, "SHORTEST", 0.1)
+    emulator = start(run_seconds=0.2)
+    emulator.add_fault(fault="job", match=f"{PROMPT} a", stuck=True)
+    submit(folder, "a", "b", "c")
+    event = fired(trigger(folder, watch={"poke_interval": None}, land_every=2))
+    assert (event["ready"], event["running"]) == (2, 1)
 
 
 def test_another_triggerer_goes_on_where_the_first_one_was(start: Start, folder: ObjectStoragePath) -> None:

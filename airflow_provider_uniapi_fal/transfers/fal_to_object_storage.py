@@ -31,7 +31,7 @@ from airflow_provider_uniapi_fal.landing.rows import (
     results_again,
 )
 from airflow_provider_uniapi_fal.landing.storage import is_plain_name
-from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS
+from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS, push_links
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom, tell_assets
@@ -149,6 +149,7 @@ class FalToObjectStorageOperator(BaseOperator):
             if target is not None:
                 # A reader may look for it before the task ends.
                 context["ti"].xcom_push(key="manifest_path", value=str(target))
+                push_links(self, context["ti"], manifest_path=str(target))
             landed = self._landed(work, place, target)
             rows = [each.row for each in landed]
             for row in rows:

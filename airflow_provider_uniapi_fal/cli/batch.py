@@ -14,7 +14,7 @@ import pendulum
 
 from airflow_provider_uniapi_fal.batch.night import MANIFEST_NAME, Night, NightSettings
 from airflow_provider_uniapi_fal.batch.session import SessionSettings
-from airflow_provider_uniapi_fal.cli.jobs import storage_path
+from airflow_provider_uniapi_fal.cli.jobs import schema_place, storage_path
 from airflow_provider_uniapi_fal.cli.terminal import (
     ExitCode,
     confirm,
@@ -28,6 +28,7 @@ from airflow_provider_uniapi_fal.cli.terminal import (
 )
 from airflow_provider_uniapi_fal.exceptions import FalError
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
+from airflow_provider_uniapi_fal.landing.inputs import schema_of
 from airflow_provider_uniapi_fal.landing.media import Limits
 from airflow_provider_uniapi_fal.landing.names import check_template
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
@@ -113,6 +114,7 @@ def _night(args: argparse.Namespace) -> Night:
             max_jobs=args.max_jobs,
             with_arguments=args.include_arguments,
             min_success_ratio=args.min_success_ratio,
+            schema=None if args.arguments_schema is None else schema_of(schema_place(args.arguments_schema)),
         ),
         policy=RowPolicy(args.on_unknown_submit, args.on_changed_arguments, args.again or "missing"),
         watch=WatchSettings(began=time.time(), timeout=args.timeout, queue_timeout=args.queue_timeout),

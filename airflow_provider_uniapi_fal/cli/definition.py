@@ -137,6 +137,17 @@ def _verb(path: str) -> Callable[[argparse.Namespace], None]:
     return lazy_load_command(f"airflow_provider_uniapi_fal.cli.{path}")
 
 
+def _arguments_schema(of_what: str) -> Arg:
+    return Arg(
+        ("--arguments-schema",),
+        metavar="SCHEMA",
+        default=None,
+        help=f"JSON Schema that {of_what} must fit before anything is paid: a file, local or in storage, with a schema "
+        "or with a model's OpenAPI description, or the name of a shipped one, such as "
+        "fal/flux-pro/kontext/text-to-image",
+    )
+
+
 def _job_verbs() -> tuple[ActionCommand, ...]:
     return (
         ActionCommand(
@@ -155,6 +166,7 @@ def _job_verbs() -> tuple[ActionCommand, ...]:
                     help="one input of the model as text, NAME:=JSON for numbers, lists and the rest; may be given often",
                 ),
                 ARGUMENTS_FILE,
+                _arguments_schema("the input"),
                 Arg(
                     ("--dialect",), default="fal", help="wire protocol of the gateway (default: %(default)s)"
                 ),
@@ -321,6 +333,7 @@ def _night_verbs() -> tuple[ActionCommand, ...]:
                     default="fal",
                     help="wire protocol of rows that name none (default: %(default)s)",
                 ),
+                _arguments_schema("the arguments of rows that name no model"),
                 Arg(
                     ("--skip-existing",),
                     action="append",

@@ -94,6 +94,24 @@ def test_a_wrong_table_is_refused_with_every_wrong_row(start: Start, fal: Fal, t
     assert absent.code == 2
 
 
+def test_rows_that_do_not_fit_a_schema_are_refused_before_anything_is_paid(
+    start: Start, fal: Fal, tmp_path: Path
+) -> None:
+    emulator = start()
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"properties": {"prompt": {"maxLength": 5}}}')
+    rows = [{"key": key, "arguments": {"prompt": key}} for key in ("a fox", "a badger")]
+    other = {"key": "an otter", "model": "flux/dev", "arguments": {"prompt": "an otter"}}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, other]))
+    words = ("batch", str(path), str(tmp_path / "night"), "-m", "flux/schnell")
+    done = fal(*words, "--arguments-schema", str(schema))
+    assert (done.code, emulator.requests()) == (2, [])
+    assert "row 'a badger': arguments.prompt: at most 5 characters" in done.err
+    assert "1 problems" in done.err
+    assert (fal(*words).code, posts(emulator)) == (0, 3)
+
+
 def test_a_row_that_fails_fails_the_verb_and_only_again_pays_for_it_again(
     start: Start, fal: Fal, tmp_path: Path
 ) -> None:

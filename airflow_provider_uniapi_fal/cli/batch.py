@@ -15,6 +15,7 @@ import pendulum
 from airflow_provider_uniapi_fal.batch.night import MANIFEST_NAME, Night, NightSettings
 from airflow_provider_uniapi_fal.batch.session import SessionSettings
 from airflow_provider_uniapi_fal.cli.jobs import schema_place, storage_path
+from airflow_provider_uniapi_fal.cli.journal import Journal as CommandLineJournal
 from airflow_provider_uniapi_fal.cli.terminal import (
     ExitCode,
     confirm,
@@ -68,6 +69,7 @@ def batch(args: argparse.Namespace) -> ExitCode | None:
     else:
         say(plan)
     journal = night.open()
+    CommandLineJournal(args.journal).write_batch(str(night.settings.manifest_path))
     with _interruptible(night) as interrupted, _progress(night):
         try:
             night.run(journal, linger=None)

@@ -22,6 +22,7 @@ from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE, check_te
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.record import ON_CHANGED_ARGUMENTS, ON_UNKNOWN_SUBMIT
 from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, Try
+from airflow_provider_uniapi_fal.ledger.task_state import keep_batch
 from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS, push_links
 from airflow_provider_uniapi_fal.protocol.arguments import seconds, seconds_or_none
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
@@ -283,6 +284,7 @@ class FalBatchOperator(BaseOperator):
         journal = night.open()
         path = str(night.settings.manifest_path)
         self._say(f"The manifest will be {path}; the account of each row until then is in {night.folder}.")
+        keep_batch(context["task_state_store"], path)
         context["ti"].xcom_push(key="manifest_path", value=path)
         push_links(self, context["ti"], manifest_path=path)
         self._running = (context["ti"], night)

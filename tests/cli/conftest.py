@@ -61,4 +61,4 @@ def fal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, jou
     return run
 
 
-WITH_JOURNAL = {"submit", "status", "wait", "result", "cancel", "land", "jobs", "doctor"}
+WITH_JOURNAL = {"submit", "status", "wait", "result", "cancel", "land", "batch", "jobs", "doctor"}

@@ -14,6 +14,7 @@ import pytest
 from tests.fakes import PROMPT, Start, posts, wait_until
 
 if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.cli.journal import Journal
     from tests.cli.conftest import Fal
 
 
@@ -92,6 +93,16 @@ def test_a_wrong_table_is_refused_with_every_wrong_row(start: Start, fal: Fal, t
     assert (done.code, posts(emulator)) == (2, 0)
     absent = fal("batch", str(tmp_path / "absent.jsonl"), str(tmp_path / "night"))
     assert absent.code == 2
+
+
+def test_nothing_is_posted_if_the_batch_could_not_be_found_again(
+    start: Start, fal: Fal, tmp_path: Path, journal: Journal
+) -> None:
+    emulator = start()
+    journal.path.mkdir()
+    done = fal("batch", table(tmp_path, "a fox"), str(tmp_path / "night"))
+    assert (done.code, posts(emulator)) == (1, 0)
+    assert "Nothing was sent" in done.err
 
 
 def test_rows_that_do_not_fit_a_schema_are_refused_before_anything_is_paid(

@@ -26,6 +26,7 @@ from airflow_provider_uniapi_fal.exceptions import (
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.rows import Step
+from airflow_provider_uniapi_fal.ledger.task_state import BATCH_KEY
 from airflow_provider_uniapi_fal.operators import batch as operators
 from airflow_provider_uniapi_fal.operators.batch import FalBatchOperator
 from airflow_provider_uniapi_fal.protocol import watching
@@ -112,6 +113,24 @@ def test_a_night_is_paid_once_each_and_every_row_is_accounted_for(
     for told in (written.out + written.err, json.dumps([made, rows, task.xcoms])):
         assert PROMPT not in told
         assert KEY not in told
+
+
+def test_where_the_batch_is_is_known_before_anything_is_posted(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start()
+    task = blocking()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the store cannot be reached")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task.store, "set", refuse)
+        with pytest.raises(RuntimeError, match="cannot be reached"):
+            task.run()
+    assert posts(emulator) == 0
+    task.next_try().run()
+    assert task.store.get(BATCH_KEY) == {"manifest_path": f"{task.place}/manifest.jsonl"}
 
 
 def test_nothing_is_posted_by_a_retry_of_a_night_that_was_delivered(start: Start, new: New) -> None:

@@ -15,6 +15,7 @@ from airflow.sdk import BaseOperator, ObjectStoragePath
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
+from airflow_provider_uniapi_fal.landing import lineage
 from airflow_provider_uniapi_fal.landing.manifest import (
     Manifest,
     read_manifest,
@@ -35,7 +36,6 @@ from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS, push_links
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom, tell_assets
-from airflow_provider_uniapi_fal.transfers import lineage
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -284,7 +284,7 @@ class FalToObjectStorageOperator(BaseOperator):
         files = [file for row in rows for file in row.files]
         return lineage.Moved(
             job=work.handle if isinstance(work, JobResult) else None,
-            source=work.path if isinstance(work, _Night) else None,
+            sources=(work.path,) if isinstance(work, _Night) else (),
             destination=place.destination,
             manifest=target,
             files=len(files),

@@ -194,6 +194,11 @@ def _blind_spots() -> Iterator[str]:
             "[state_store] clear_on_success is on: Airflow forgets what a task has submitted once the task has "
             "succeeded, so that jobs of FalSubmitOperator whose results are still waited for are not listed."
         )
+    if not conf.get("state_store", "backend", fallback="").endswith(".MetastoreBackend"):
+        yield (
+            "[state_store] backend keeps what tasks have submitted outside of Airflow's database, where this command "
+            "does not read it: jobs of tasks are not listed, batches as far as XCom names them."
+        )
     if conf.get("workers", "state_store_backend", fallback=""):
         yield (
             "[workers] state_store_backend keeps what tasks have submitted outside of Airflow's database, where this "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from tests.fakes import PROMPT, Start, posts, wait_until
 
@@ -168,6 +171,18 @@ def test_an_interrupted_batch_says_so_and_the_same_command_goes_on(
     assert stopped.code == 130
     assert "Run the same command again" in stopped.err
     assert (fal(*words).code, posts(emulator)) == (0, 2)
+
+
+def test_the_progress_bar_counts_the_rows_that_are_over(
+    start: Start, fal: Fal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(faults=["job match=crow failure=refused"])
+    shown = Progress(console=Console(file=io.StringIO(), force_terminal=True))
+    monkeypatch.setattr("airflow_provider_uniapi_fal.cli.batch.progress", lambda: shown)
+    fal("batch", table(tmp_path, "a fox", "a crow", "an owl"), str(tmp_path / "night"))
+    [task] = shown.tasks
+    assert (task.completed, task.total) == (3, 3)
+    assert task.description.startswith("3 of 3 rows are over")
 
 
 def test_no_prompt_is_on_the_terminal_or_in_the_manifest_unasked(

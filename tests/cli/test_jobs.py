@@ -158,6 +158,7 @@ def test_a_schema_that_is_none_is_refused_before_anything_is_paid(
         ("submit", MODEL, "-i", "prompt=x"),
         ("status", "req-1", "-m", MODEL),
         ("wait", "req-1", "-m", MODEL),
+        ("result", "req-1", "-m", MODEL),
         ("cancel", "req-1", "-m", MODEL),
         ("land", "req-1", "/tmp/x", "-m", MODEL),
         ("doctor", "--yes"),

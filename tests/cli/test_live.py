@@ -296,6 +296,7 @@ def test_a_job_that_was_answered_at_once_is_over(start: Start, fal: Fal, kept: C
     [
         ("AIRFLOW__STATE_STORE__CLEAR_ON_SUCCESS", "True", "clear_on_success"),
         ("AIRFLOW__WORKERS__STATE_STORE_BACKEND", "some.Backend", "state_store_backend"),
+        ("AIRFLOW__STATE_STORE__BACKEND", "some.Backend", "[state_store] backend"),
     ],
 )
 def test_what_airflows_settings_hide_is_said_and_fails_the_verb(

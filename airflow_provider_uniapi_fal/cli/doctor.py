@@ -193,11 +193,7 @@ def free_findings(account: GatewayAccount) -> Iterator[Finding]:
     yield Finding("Is the key accepted?", "yes" if works else "no", text)
     nobody = f"/flux/requests/{uuid.uuid4()}"
     unknown = _ask(account, HttpRequest("GET", "fal", f"{nobody}/status"))
-    yield Finding(
-        "What does an unknown request answer?",
-        "a 404, as expected" if unknown.code == 404 else "no 404: a lost job is told by waiting for it only",
-        shape(unknown),
-    )
+    yield unknown_finding(unknown, account)
     stranger = _ask(replace(account, key="sk-not-a-key"), HttpRequest("GET", "fal", f"{nobody}/status"))
     yield Finding(
         "What does a wrong key answer?",
@@ -273,6 +269,18 @@ def job_findings(
         if known is not None:
             journal.write(known.delivered())
     return findings
+
+
+def unknown_finding(seen: Exchange, account: GatewayAccount) -> Finding:
+    """Read the answer to a status of a job that nobody has submitted."""
+    if seen.code != 404:
+        answer = "no 404: a lost job is told by waiting for it only"
+    elif not isinstance(seen.body, dict):
+        path = account.family_paths["fal"]
+        answer = f"a 404 that is no JSON: is there anything at {path}? Look at host and family_paths"
+    else:
+        answer = "a 404, as expected"
+    return Finding("What does an unknown request answer?", answer, shape(seen))
 
 
 def submit_finding(posted: Exchange, account: GatewayAccount) -> Finding:

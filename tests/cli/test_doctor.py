@@ -150,6 +150,21 @@ def test_a_gateway_that_wants_another_word_before_the_key_is_told_of_with_the_ex
     assert done.json["extra"] == {"auth_scheme": "Bearer"}
 
 
+def test_a_gateway_without_a_fal_family_is_told_of(fal: Fal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(exchange: Exchanged) -> None:
+        if exchange.path.startswith("/v1/"):
+            exchange.json({"data": {"balance": 5}})
+        else:
+            exchange.answer(b"<html>", "text/html", 404)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        done = fal("doctor", "--free", "-o", "json")
+    found = answers(done.json["findings"])
+    assert "is there anything at /fal-ai?" in found["What does an unknown request answer?"]
+    assert found["Is the key accepted?"] == "yes"
+
+
 def test_it_names_the_extras_to_set(start: Start, fal: Fal, monkeypatch: pytest.MonkeyPatch) -> None:
     emulator = start()
     connection = f'{{"conn_type": "uniapi_fal", "host": "{emulator.url}", "password": "{KEY}"}}'

@@ -180,19 +180,19 @@ def test_the_list_can_be_of_one_dag(start: Start, fal: Fal, kept: Callable[..., 
     assert fal("jobs", "-o", "json", "--run-id", "r2").json == []
 
 
-def a_night_under_way(place: Path, count: int = 3) -> BatchTask:
+def a_night_under_way(place: str) -> BatchTask:
     """Run a batch until it waits in the triggerer; return its task."""
-    task = BatchTask(place.as_uri(), requests=table(count), **MODES["deferrable"])
+    task = BatchTask(place, requests=table(3), **MODES["deferrable"])
     with pytest.raises(TaskDeferred):
         task.operator().execute(task.context)
     return task
 
 
 def test_a_night_under_way_is_listed_row_by_row_under_its_dag_and_run(
-    start: Start, fal: Fal, kept: Callable[..., None], tmp_path: Path
+    start: Start, fal: Fal, kept: Callable[..., None], place: str
 ) -> None:
     start(stuck=True)
-    night = a_night_under_way(tmp_path / "night")
+    night = a_night_under_way(f"{place}/night")
     kept(night.store.texts[BATCH_KEY], task_id="batch", map_index=2, key=BATCH_KEY)
     kept(record(Phase.SUBMITTED, a_job()))
     done = fal("jobs", "-o", "json")
@@ -204,7 +204,7 @@ def test_a_night_under_way_is_listed_row_by_row_under_its_dag_and_run(
         *(("night", "r1", "batch", 2, f"row-{n:03}") for n in range(3)),
     ]
     assert {(row["state"], row["may_bill"]) for row in done.json} == {("pending", "yes")}
-    assert {row["manifest_path"] for row in done.json[1:]} == {(tmp_path / "night/manifest.jsonl").as_uri()}
+    assert {row["manifest_path"] for row in done.json[1:]} == {f"{place}/night/manifest.jsonl"}
     assert "DAG night, run r1: 4 live, 0 of which" in done.err
     assert fal("jobs", "-o", "json", "--dag-id", "other").json == []
 
@@ -214,7 +214,7 @@ def test_a_night_is_listed_between_two_tries_and_by_what_each_of_its_stores_stil
 ) -> None:
     """A new try begins without XComs; a clear may empty the task state store. One of the two is there."""
     start(stuck=True)
-    night = a_night_under_way(tmp_path / "night")
+    night = a_night_under_way((tmp_path / "night").as_uri())
     path = night.xcoms["manifest_path"]
     kept(path, task_id="batch", key=MANIFEST_KEY)
     assert len(fal("jobs", "-o", "json").json) == 3
@@ -239,7 +239,7 @@ def test_a_night_whose_journal_cannot_be_read_is_listed_as_such_and_fails_the_ve
     start: Start, fal: Fal, kept: Callable[..., None], tmp_path: Path, broken: str
 ) -> None:
     start(stuck=True)
-    night = a_night_under_way(tmp_path / "night")
+    night = a_night_under_way((tmp_path / "night").as_uri())
     kept(record(Phase.SUBMITTED, a_job()))
     value = night.store.texts[BATCH_KEY]
     if broken == "gone":

@@ -52,6 +52,7 @@ COLUMNS = (
     "run_id",
     "task_id",
     "map_index",
+    "key",
     "model",
     "request_id",
     "phase",
@@ -132,6 +133,13 @@ class Found:
             "handle": handle and handle.to_json(),
         }
 
+    def in_a_table(self) -> dict[str, Any]:
+        """Return it for a reader, who is to see where it comes from if not from a DAG."""
+        row = self.to_json()
+        if not self.dag_id:
+            row |= {"dag_id": "(command line)", "run_id": self.manifest_path, "task_id": None}
+        return {**row, "map_index": None if self.map_index < 0 else self.map_index}
+
 
 @verb
 def jobs(args: argparse.Namespace) -> ExitCode | None:
@@ -159,7 +167,11 @@ def jobs(args: argparse.Namespace) -> ExitCode | None:
         found = asked(found)
     by_place = grouped(found)
     listed = [each for group in by_place.values() for each in group if args.all or each.may_bill != "no"]
-    show_rows([each.to_json() for each in listed], COLUMNS, args.output)
+    show_rows(
+        [each.to_json() if args.output == "json" else each.in_a_table() for each in listed],
+        COLUMNS,
+        args.output,
+    )
     for line in (*told_of(by_place), *unseen):
         say(line)
     live = sum(each.may_bill == "yes" for each in found)

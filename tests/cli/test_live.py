@@ -280,6 +280,9 @@ def test_a_batch_of_the_command_lines_is_found_without_being_named(
         ("", manifest.as_uri(), "1", "yes")
     ]
     assert f"Batch {manifest.as_uri()}: 1 live" in done.err
+    [head, row] = fal("jobs").out.splitlines()
+    assert head.split()[:6] == ["dag_id", "run_id", "task_id", "map_index", "key", "model"]
+    assert row.startswith(f"(command line)  {manifest.as_uri()}")
     assert fal("jobs", "-o", "json", "--manifest", str(manifest)).json == done.json
 
 

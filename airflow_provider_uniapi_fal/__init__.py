@@ -28,7 +28,7 @@ def get_provider_info() -> dict[str, Any]:
                 "integration-name": name,
                 "python-modules": [
                     f"airflow_provider_uniapi_fal.operators.{module}"
-                    for module in ("fal", "kling", "luma", "openai_images")
+                    for module in ("fal", "batch", "kling", "luma", "openai_images")
                 ],
             },
         ],
@@ -36,7 +36,20 @@ def get_provider_info() -> dict[str, Any]:
             {"integration-name": name, "python-modules": ["airflow_provider_uniapi_fal.sensors.fal"]},
         ],
         "triggers": [
-            {"integration-name": name, "python-modules": ["airflow_provider_uniapi_fal.triggers.fal"]},
+            {
+                "integration-name": name,
+                "python-modules": [
+                    "airflow_provider_uniapi_fal.triggers.fal",
+                    "airflow_provider_uniapi_fal.triggers.batch",
+                ],
+            },
+        ],
+        "transfers": [
+            {
+                "source-integration-name": name,
+                "target-integration-name": "Common IO",
+                "python-module": "airflow_provider_uniapi_fal.transfers.fal_to_object_storage",
+            },
         ],
         "cli": ["airflow_provider_uniapi_fal.cli.definition.get_fal_commands"],
         "connection-types": [

@@ -14,6 +14,7 @@ from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalContentRefused, FalSubmitOutcomeUnknown
 from airflow_provider_uniapi_fal.operators.batch import FalBatchOperator
 from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator, FalSubmitOperator
+from airflow_provider_uniapi_fal.operators.openai_images import OpenAIImagesOperator
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobResult
 from airflow_provider_uniapi_fal.sensors.fal import FalQueueSensor
@@ -75,6 +76,20 @@ def test_a_submit_and_its_delivery_are_counted_and_timed(start: Start, sent: Cal
         "uniapi_fal.billable_units",
     ]
     FalSubmitOperator(task_id="s", model=MODEL, arguments=ARGUMENTS).execute(task.next_try().context)
+    assert sent() == []
+
+
+def test_pictures_that_come_with_the_answer_are_counted_once(
+    start: Start, sent: Callable[[], list[str]], tmp_path: Path
+) -> None:
+    start(media_side=64)
+    operator = OpenAIImagesOperator(
+        task_id="i", model=MODEL, prompt="a fox", destination=tmp_path.as_uri(), name="fox"
+    )
+    task = Task()
+    operator.execute(task.context)
+    assert names(sent())[:2] == ["uniapi_fal.submitted", "uniapi_fal.outcomes.succeeded"]
+    operator.execute(task.next_try().context)
     assert sent() == []
 
 

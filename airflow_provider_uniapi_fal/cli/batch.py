@@ -14,7 +14,8 @@ import pendulum
 
 from airflow_provider_uniapi_fal.batch.night import MANIFEST_NAME, Night, NightSettings
 from airflow_provider_uniapi_fal.batch.session import SessionSettings
-from airflow_provider_uniapi_fal.cli.jobs import storage_path
+from airflow_provider_uniapi_fal.cli.jobs import schema_place, storage_path
+from airflow_provider_uniapi_fal.cli.journal import Journal
 from airflow_provider_uniapi_fal.cli.terminal import (
     ExitCode,
     confirm,
@@ -28,10 +29,12 @@ from airflow_provider_uniapi_fal.cli.terminal import (
 )
 from airflow_provider_uniapi_fal.exceptions import FalError
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
+from airflow_provider_uniapi_fal.landing.inputs import schema_of
 from airflow_provider_uniapi_fal.landing.media import Limits
 from airflow_provider_uniapi_fal.landing.names import check_template
-from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
-from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, Try
+from airflow_provider_uniapi_fal.ledger.journal import Journal as BatchJournal
+from airflow_provider_uniapi_fal.ledger.journal import Owner
+from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, RowState, Step, Try
 from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS
 from airflow_provider_uniapi_fal.triggers.batch import WatchSettings
 
@@ -67,7 +70,8 @@ def batch(args: argparse.Namespace) -> ExitCode | None:
     else:
         say(plan)
     journal = night.open()
-    with _interruptible(night) as interrupted, _progress(night):
+    Journal(args.journal).write_batch(str(night.settings.manifest_path))
+    with _interruptible(night) as interrupted, _progress(night, journal):
         try:
             night.run(journal, linger=None)
         except FalError as error:
@@ -113,6 +117,7 @@ def _night(args: argparse.Namespace) -> Night:
             max_jobs=args.max_jobs,
             with_arguments=args.include_arguments,
             min_success_ratio=args.min_success_ratio,
+            schema=None if args.arguments_schema is None else schema_of(schema_place(args.arguments_schema)),
         ),
         policy=RowPolicy(args.on_unknown_submit, args.on_changed_arguments, args.again or "missing"),
         watch=WatchSettings(began=time.time(), timeout=args.timeout, queue_timeout=args.queue_timeout),
@@ -137,7 +142,7 @@ def _this_try(night: Night, *, again: bool) -> Try:
     The operator's rows tell a retry from a clear by Airflow's number of allowed tries. Here each run of the command
     is a retry of the one before, and ``--again`` is the clear.
     """
-    known = [state.entry.max_tries for state in Journal.reading(night.folder).rows.values()]
+    known = [state.entry.max_tries for state in BatchJournal.reading(night.folder).rows.values()]
     return Try(number=int(time.time()), max_tries=max(known, default=0) + again)
 
 
@@ -160,20 +165,25 @@ def _interruptible(night: Night) -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _progress(night: Night) -> Iterator[None]:
+def _progress(night: Night, journal: BatchJournal) -> Iterator[None]:
     """Show how far the batch is, while it is worked on."""
     over = threading.Event()
 
+    def look() -> None:
+        # It is counted by another thread meanwhile.
+        with suppress(RuntimeError):
+            if night.session is not None:
+                shown.update(task, description=night.session.tally.line(time.monotonic()))
+            ended = sum(_is_over(state) for key, state in journal.rows.items() if key in rows)
+            shown.update(task, completed=ended)
+
     def watch() -> None:
         while not over.wait(SHOW_EVERY):
-            # It is counted by another thread meanwhile.
-            with suppress(RuntimeError):
-                if night.session is not None:
-                    line = night.session.tally.line(time.monotonic())
-                    shown.update(task, description=line)
+            look()
 
+    rows = night.to_make
     with progress() as shown:
-        task = shown.add_task("Submitting", total=None)
+        task = shown.add_task("Submitting", total=len(rows))
         thread = threading.Thread(target=watch, daemon=True)
         thread.start()
         try:
@@ -181,6 +191,12 @@ def _progress(night: Night) -> Iterator[None]:
         finally:
             over.set()
             thread.join()
+            look()
+
+
+def _is_over(state: RowState) -> bool:
+    failed = state.entry.failure is not None and state.step is not Step.NOT_TAKEN
+    return failed or state.step is Step.DELIVERED
 
 
 def _unsaid(line: str) -> None:

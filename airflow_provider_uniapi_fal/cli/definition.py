@@ -85,7 +85,8 @@ JOURNAL = Arg(
     ("--journal",),
     metavar="FILE",
     default=None,
-    help="where the command line writes down its submits (default: uniapi_fal/jobs.jsonl in AIRFLOW_HOME)",
+    help="where the command line writes down its submits and its batches (default: uniapi_fal/jobs.jsonl in "
+    "AIRFLOW_HOME)",
 )
 JOB = Arg(
     ("job",),
@@ -137,6 +138,17 @@ def _verb(path: str) -> Callable[[argparse.Namespace], None]:
     return lazy_load_command(f"airflow_provider_uniapi_fal.cli.{path}")
 
 
+def _arguments_schema(of_what: str) -> Arg:
+    return Arg(
+        ("--arguments-schema",),
+        metavar="SCHEMA",
+        default=None,
+        help=f"JSON Schema that {of_what} must fit before anything is paid: a file, local or in storage, with a schema "
+        "or with a model's OpenAPI description, or the name of a shipped one, such as "
+        "fal/flux-pro/kontext/text-to-image",
+    )
+
+
 def _job_verbs() -> tuple[ActionCommand, ...]:
     return (
         ActionCommand(
@@ -155,6 +167,7 @@ def _job_verbs() -> tuple[ActionCommand, ...]:
                     help="one input of the model as text, NAME:=JSON for numbers, lists and the rest; may be given often",
                 ),
                 ARGUMENTS_FILE,
+                _arguments_schema("the input"),
                 Arg(
                     ("--dialect",), default="fal", help="wire protocol of the gateway (default: %(default)s)"
                 ),
@@ -321,6 +334,7 @@ def _night_verbs() -> tuple[ActionCommand, ...]:
                     default="fal",
                     help="wire protocol of rows that name none (default: %(default)s)",
                 ),
+                _arguments_schema("the arguments of rows that name no model"),
                 Arg(
                     ("--skip-existing",),
                     action="append",
@@ -409,6 +423,7 @@ def _night_verbs() -> tuple[ActionCommand, ...]:
                 STORAGE_CONN_ID,
                 DRY_RUN,
                 CONN_ID,
+                JOURNAL,
                 YES,
                 OUTPUT,
             ),
@@ -417,9 +432,11 @@ def _night_verbs() -> tuple[ActionCommand, ...]:
         ActionCommand(
             name="jobs",
             help="List the jobs that are live or may be billing; free",
-            description="List the jobs that this Airflow's tasks and this command line have submitted and that are live, "
-            "or of which that cannot be ruled out: from Airflow's task state store and the journal, and, unless "
-            "--offline, from what the gateway says of each.",
+            description="List the jobs that this Airflow's tasks and the command line on this machine have submitted and "
+            "that are live, or of which that cannot be ruled out: from Airflow's task state store, the journals of "
+            "batches and the command line's journal, and, unless --offline, from what the gateway says of each. Not "
+            "seen: what was submitted from other machines' command lines (name their batches with --manifest), by "
+            "other tools, or by tasks whose runs were deleted from Airflow.",
             func=_verb("live.jobs"),
             args=(
                 Arg(("--dag-id",), default=None, help="only this DAG's"),
@@ -437,7 +454,8 @@ def _night_verbs() -> tuple[ActionCommand, ...]:
                     default=[],
                     metavar="MANIFEST",
                     dest="manifests",
-                    help="those of a batch of the command line's, too; may be given often",
+                    help="those of a batch that the command line of another machine, or with another journal, has "
+                    "begun, too; may be given often",
                 ),
                 Arg(("--all",), action="store_true", help="those that have ended, too"),
                 Arg(("--offline",), action="store_true", help="do not ask the gateway"),

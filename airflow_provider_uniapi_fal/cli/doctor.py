@@ -60,6 +60,30 @@ LARGE_RESULT = 10_000
 
 COLUMNS = ("question", "answer", "seen")
 
+URLS = "Are the URLs in a reply rewritten?"
+STATUS_PATHS = "Which paths lead to a status?"
+PENDING = "200 or 202 while pending?"
+LOGS = "Do log lines come with logs=1?"
+RESULT_PATHS = "Which paths lead to a result?"
+RETENTION = "How long is a result kept?"
+BEARER = "Does /fal-ai accept Bearer, too?"
+STREAM = "Is there a stream of statuses?"
+CANCEL = "Are cancellations passed on?"
+MEDIA = "Where do media lie?"
+
+#: What one job tells, if it comes to a good end.
+OF_THE_JOB = (URLS, STATUS_PATHS, PENDING, LOGS, RESULT_PATHS, RETENTION, BEARER, STREAM, CANCEL, MEDIA)
+
+#: What is open as well, and what it would take to find out.
+UNASKABLE = {
+    "What do 403, 429 and a model without a channel answer?": "an empty account, a flood of requests, a second submit",
+    "Are the X-Fal-… headers passed on?": "a job that one of them would change; start_timeout and the like may do nothing",
+    "Is fal_webhook passed on?": "an address that fal can reach; the provider never needs one",
+    "Does Kling honour external_task_id?": "two jobs of Kling's",
+    "Is a job that failed refunded?": "a job that fails; compare the gateway's bill after one that did",
+}
+NOT_ASKED = "not asked"
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -130,6 +154,7 @@ def doctor(args: argparse.Namespace) -> ExitCode | None:
         entry = Entry.intent(bare_model(args.model), arguments, conn_id)
         journal.write(entry)
         findings += job_findings(hook, journal, entry, args.model, request, args.timeout)
+    findings += unasked(findings)
     rows = [asdict(finding) for finding in findings]
     extra = extra_of(findings)
     if args.output == "json":
@@ -149,17 +174,26 @@ def extra_of(findings: Iterable[Finding]) -> dict[str, Any]:
     return {name: value for finding in findings for name, value in (finding.extra or {}).items()}
 
 
+def unasked(findings: Sequence[Finding]) -> list[Finding]:
+    """Name what stays open: what the job would have told, and what no single cheap job can tell."""
+    known = {finding.question for finding in findings}
+    return [
+        *(
+            Finding(question, NOT_ASKED, "it takes one job that comes to a good end")
+            for question in OF_THE_JOB
+            if question not in known
+        ),
+        *(Finding(question, NOT_ASKED, f"it takes more: {why}") for question, why in UNASKABLE.items()),
+    ]
+
+
 def free_findings(account: GatewayAccount) -> Iterator[Finding]:
     """Ask what can be asked without a job."""
     works, text = _run(account, verbs.probe())
     yield Finding("Is the key accepted?", "yes" if works else "no", text)
     nobody = f"/flux/requests/{uuid.uuid4()}"
     unknown = _ask(account, HttpRequest("GET", "fal", f"{nobody}/status"))
-    yield Finding(
-        "What does an unknown request answer?",
-        "a 404, as expected" if unknown.code == 404 else "no 404: a lost job is told by waiting for it only",
-        shape(unknown),
-    )
+    yield unknown_finding(unknown, account)
     stranger = _ask(replace(account, key="sk-not-a-key"), HttpRequest("GET", "fal", f"{nobody}/status"))
     yield Finding(
         "What does a wrong key answer?",
@@ -207,7 +241,7 @@ def job_findings(
     with_logs = seen.ask(HttpRequest("GET", "fal", accepted.status_path, {"logs": "1"}))
     result, ended = _wait(hook, accepted, timeout, pending, seen)
     findings += [
-        forms_finding("Which paths lead to a status?", forms),
+        forms_finding(STATUS_PATHS, forms),
         pending_finding(pending),
     ]
     if ended:
@@ -218,7 +252,7 @@ def job_findings(
         return findings
     results = [seen.ask(HttpRequest("GET", "fal", path)) for path in result_forms(accepted, model)]
     findings += [
-        forms_finding("Which paths lead to a result?", results),
+        forms_finding(RESULT_PATHS, results),
         result_finding(results),
         bearer_finding(
             _ask(_with_scheme(hook.account, "Bearer"), HttpRequest("GET", "fal", accepted.status_path))
@@ -235,6 +269,18 @@ def job_findings(
         if known is not None:
             journal.write(known.delivered())
     return findings
+
+
+def unknown_finding(seen: Exchange, account: GatewayAccount) -> Finding:
+    """Read the answer to a status of a job that nobody has submitted."""
+    if seen.code != 404:
+        answer = "no 404: a lost job is told by waiting for it only"
+    elif not isinstance(seen.body, dict):
+        path = account.family_paths["fal"]
+        answer = f"a 404 that is no JSON: is there anything at {path}? Look at host and family_paths"
+    else:
+        answer = "a 404, as expected"
+    return Finding("What does an unknown request answer?", answer, shape(seen))
 
 
 def submit_finding(posted: Exchange, account: GatewayAccount) -> Finding:
@@ -256,7 +302,7 @@ def submit_finding(posted: Exchange, account: GatewayAccount) -> Finding:
         )
     absent = [name for name in ("cancel_url", "queue_position") if body.get(name) is None]
     note = f"; without {' and '.join(absent)}" if absent else ""
-    return Finding("Are the URLs in a reply rewritten?", answer, f"HTTP {posted.code}{note}")
+    return Finding(URLS, answer, f"HTTP {posted.code}{note}")
 
 
 def forms_finding(question: str, forms: Sequence[Exchange]) -> Finding:
@@ -273,21 +319,21 @@ def pending_finding(pending: Sequence[Exchange]) -> Finding:
     """Say with which HTTP code a status answers before the end."""
     codes = sorted({each.code for each in pending})
     answer = " and ".join(map(str, codes)) if codes else "not seen: the job was too quick"
-    return Finding("200 or 202 while pending?", answer, f"{len(pending)} statuses before the end")
+    return Finding(PENDING, answer, f"{len(pending)} statuses before the end")
 
 
 def logs_finding(seen: Exchange) -> Finding:
     """Say whether log lines come with ``logs=1``."""
     logs = seen.body.get("logs") if isinstance(seen.body, dict) else None
     answer = "yes" if isinstance(logs, list) and logs else "no, or this model writes none"
-    return Finding("Do log lines come with logs=1?", answer, f"HTTP {seen.code}, logs {_kind(logs)}")
+    return Finding(LOGS, answer, f"HTTP {seen.code}, logs {_kind(logs)}")
 
 
 def result_finding(results: Sequence[Exchange]) -> Finding:
     """Say what is known of how long a result is kept: its length, and what its headers tell."""
     good = next((each for each in results if each.answers and each.reply is not None), None)
     if good is None or good.reply is None:
-        return Finding("How long is a result kept?", "not seen", "no result")
+        return Finding(RETENTION, "not seen", "no result")
     length = len(good.reply.body)
     kept = "at least six minutes" if length >= LARGE_RESULT else "at least an hour"
     headers = [
@@ -298,24 +344,22 @@ def result_finding(results: Sequence[Exchange]) -> Finding:
     units = good.reply.headers.get("x-fal-billable-units")
     billed = f"; billable units: {units}" if units else ""
     return Finding(
-        "How long is a result kept?",
-        f"{kept}, as fal says of this length; fetch at once",
+        RETENTION,
+        f"{kept}, as fal says of this length; not measured; fetch at once",
         f"{length} bytes, headers {', '.join(headers) or 'without hints'}{billed}",
     )
 
 
 def bearer_finding(seen: Exchange) -> Finding:
     """Say whether the fal paths take Bearer as well."""
-    return Finding("Does /fal-ai accept Bearer, too?", "yes" if seen.answers else "no", shape(seen))
+    return Finding(BEARER, "yes" if seen.answers else "no", shape(seen))
 
 
 def stream_finding(seen: Exchange) -> Finding:
     """Say whether the gateway passes fal's event stream of statuses on."""
     kind = "" if seen.reply is None else seen.reply.headers.get("content-type", "")
     streams = seen.code == 200 and kind.startswith("text/event-stream")
-    return Finding(
-        "Is there a stream of statuses?", "yes" if streams else "no; statuses are polled", shape(seen)
-    )
+    return Finding(STREAM, "yes" if streams else "no; statuses are polled", shape(seen))
 
 
 def cancel_finding(seen: Exchange) -> Finding:
@@ -329,7 +373,7 @@ def cancel_finding(seen: Exchange) -> Finding:
         answer = "no: what is submitted runs to its end"
     else:
         answer = "no telling"
-    return Finding("Are cancellations passed on?", answer, shape(seen))
+    return Finding(CANCEL, answer, shape(seen))
 
 
 def media_finding(result: JobResult, account: GatewayAccount) -> Finding:
@@ -338,9 +382,9 @@ def media_finding(result: JobResult, account: GatewayAccount) -> Finding:
     private = [host for host in hosts if _is_private(host) and host not in account.media_hosts]
     where = ", ".join(hosts) or "in the result itself"
     if not private:
-        return Finding("Where do media lie?", "where they may be fetched from", where)
+        return Finding(MEDIA, "where they may be fetched from", where)
     allowed = sorted({*account.media_hosts, *private})
-    return Finding("Where do media lie?", "at a private address", where, {"media_hosts": allowed})
+    return Finding(MEDIA, "at a private address", where, {"media_hosts": allowed})
 
 
 def status_forms(handle: JobHandle, model: str) -> list[str]:

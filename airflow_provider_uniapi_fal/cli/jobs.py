@@ -24,7 +24,7 @@ from airflow_provider_uniapi_fal.cli.terminal import (
 )
 from airflow_provider_uniapi_fal.exceptions import FalError, FalSubmitOutcomeUnknown, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
-from airflow_provider_uniapi_fal.landing.inputs import with_files
+from airflow_provider_uniapi_fal.landing.inputs import check_schema, with_files
 from airflow_provider_uniapi_fal.landing.media import Limits
 from airflow_provider_uniapi_fal.landing.media import land as land_media
 from airflow_provider_uniapi_fal.landing.names import Names
@@ -34,6 +34,7 @@ from airflow_provider_uniapi_fal.protocol.dialects.base import CancelOutcome, Fi
 from airflow_provider_uniapi_fal.protocol.dialects.fal import SubmitOptions
 from airflow_provider_uniapi_fal.protocol.errors import unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
+from airflow_provider_uniapi_fal.protocol.schemas import shipped
 from airflow_provider_uniapi_fal.protocol.watching import Watch
 from airflow_provider_uniapi_fal.reporting import summary
 
@@ -59,6 +60,8 @@ def submit(args: argparse.Namespace) -> ExitCode | None:
     options: dict[str, Any] = {name: getattr(args, name) for name in SubmitOptions.__annotations__}
     options = {name: value for name, value in options.items() if value is not None}
     hook.prepare(args.model, arguments, dialect=args.dialect, **options)
+    if args.arguments_schema is not None:
+        check_schema(schema_place(args.arguments_schema), arguments)
     dialect = dialect_named(args.dialect)
     for remark in dialect.remarks(args.model, arguments):
         say(remark)
@@ -229,6 +232,11 @@ def storage_path(text: str, conn_id: str | None) -> ObjectStoragePath:
         return ObjectStoragePath(address, conn_id=conn_id)
     except (ValueError, ImportError) as error:
         refuse(f"{text}: this is no place in storage ({error}).")
+
+
+def schema_place(text: str) -> str:
+    """Return what ``--arguments-schema`` names: a shipped schema, or the address of a file."""
+    return text if text in shipped() else str(storage_path(text, None))
 
 
 def print_result(found: JobResult, output: str) -> None:

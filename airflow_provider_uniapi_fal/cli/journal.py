@@ -1,8 +1,9 @@
 """
 The command line's journal: what it submitted, on this machine.
 
-A file of JSON lines, each one state of one submit, the last of which holds: an intent before the post, the handle
-after it, how it ended. It holds no prompt and no input, only their fingerprint.
+A file of JSON lines. Most are each one state of one submit, the last of which holds: an intent before the post, the
+handle after it, how it ended. The others say where batches are, which have journals of their own. It holds no prompt
+and no input, only their fingerprint.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from airflow.configuration import AIRFLOW_HOME
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase, fingerprint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
 
     from airflow_provider_uniapi_fal.protocol.errors import Failure
     from airflow_provider_uniapi_fal.protocol.job import JobHandle
@@ -72,6 +73,23 @@ class Entry:
         return replace(self, record=JobRecord(phase, self.record.fingerprint, 0, time.time(), **fields))
 
 
+@dataclass(frozen=True)
+class BatchEntry:
+    """
+    A batch that the command line has begun, or has gone on with.
+
+    :param batch: path of its manifest; its own journal lies beside that
+    :param written_at: seconds since the epoch
+    """
+
+    batch: str
+    written_at: float
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.batch, str) or not isinstance(self.written_at, (int, float)):
+            raise TypeError("a batch has a path and a time")
+
+
 class Journal:
     """
     The file.
@@ -88,7 +106,18 @@ class Journal:
 
         :raises JournalError: if it cannot be written; a post must not go out then
         """
-        line = json.dumps({**vars(entry), "record": entry.record.to_json()}) + "\n"
+        self._append({**vars(entry), "record": entry.record.to_json()})
+
+    def write_batch(self, manifest_path: str) -> None:
+        """
+        Add where a batch is; it is on the disk when this returns.
+
+        :raises JournalError: if it cannot be written; nothing of the batch must be posted then
+        """
+        self._append(vars(BatchEntry(manifest_path, time.time())))
+
+    def _append(self, data: Mapping[str, Any]) -> None:
+        line = json.dumps(data) + "\n"
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("a+b") as file:
@@ -104,25 +133,34 @@ class Journal:
         """
         Return the last state of each submit, oldest first.
 
-        :raises JournalError: if any of it cannot be read
+        :raises JournalError: if anything in the journal cannot be read
         """
+        found = {each.id: each for each in self._lines() if isinstance(each, Entry)}
+        return list(found.values())
+
+    def batches(self) -> list[BatchEntry]:
+        """
+        Return each batch, with the time at which it was last gone on with.
+
+        :raises JournalError: if anything in the journal cannot be read
+        """
+        found = {each.batch: each for each in self._lines() if isinstance(each, BatchEntry)}
+        return list(found.values())
+
+    def _lines(self) -> Iterator[Entry | BatchEntry]:
         try:
             text = self.path.read_bytes()
         except FileNotFoundError:
-            return []
+            return
         except OSError as error:
             raise JournalError(f"The journal {self.path} cannot be read ({error.strerror}).") from error
-        found: dict[str, Entry] = {}
         # A last line without its end was never acknowledged: nothing was posted on its strength.
         for number, line in enumerate(text.split(b"\n")[:-1], 1):
             try:
-                data = json.loads(line)
-                entry = Entry(**{**data, "record": JobRecord.from_json(data["record"])})
+                yield _read(json.loads(line))
             except (ValueError, TypeError, KeyError) as error:
                 why = f"Line {number} of the journal {self.path} cannot be read ({error})."
                 raise JournalError(f"{why} Mend that line, or name another file with --journal.") from error
-            found[entry.id] = entry
-        return list(found.values())
 
     def entry_of(self, request_id: str) -> Entry | None:
         """Return the submit that brought a request id, if it is one of this journal's."""
@@ -130,6 +168,12 @@ class Journal:
             if entry.record.handle is not None and entry.record.handle.request_id == request_id:
                 return entry
         return None
+
+
+def _read(data: Any) -> Entry | BatchEntry:
+    if "batch" in data:
+        return BatchEntry(**data)
+    return Entry(**{**data, "record": JobRecord.from_json(data["record"])})
 
 
 def _drop_torn_end(descriptor: int) -> None:

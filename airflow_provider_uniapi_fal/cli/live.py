@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -10,6 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pendulum
+from airflow.configuration import conf
 from airflow.models.dagrun import DagRun
 from airflow.models.task_state_store import TaskStateStoreModel
 from airflow.models.xcom import XComModel
@@ -26,11 +28,14 @@ from airflow_provider_uniapi_fal.ledger.journal import Journal as BatchJournal
 from airflow_provider_uniapi_fal.ledger.journal import journal_folder
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
 from airflow_provider_uniapi_fal.ledger.rows import Step, record_of
-from airflow_provider_uniapi_fal.ledger.task_state import KEY
+from airflow_provider_uniapi_fal.ledger.task_state import BATCH_KEY, KEY
+from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS
 from airflow_provider_uniapi_fal.protocol.job import JobState
 
 if TYPE_CHECKING:
     import argparse
+
+    from sqlalchemy.orm import Session
 
     from airflow_provider_uniapi_fal.protocol.job import JobHandle
 
@@ -47,6 +52,7 @@ COLUMNS = (
     "run_id",
     "task_id",
     "map_index",
+    "key",
     "model",
     "request_id",
     "phase",
@@ -64,6 +70,7 @@ class Found:
     :param dag_id: where it was submitted; empty for the command line. So are ``run_id`` and ``task_id``
     :param record: what the ledger or the journal says; None if that cannot be read
     :param model: model id, where it is known
+    :param manifest_path: the manifest of the batch that it belongs to, and ``key`` its row there
     :param state: what the gateway says: a state, ``gone``, ``no answer`` or ``not asked``
     """
 
@@ -75,6 +82,15 @@ class Found:
     record: JobRecord | None
     model: str | None = None
     state: str = "not asked"
+    manifest_path: str | None = None
+    key: str | None = None
+
+    @property
+    def whose(self) -> str:
+        """Where it comes from, for a reader."""
+        if self.dag_id:
+            return f"DAG {self.dag_id}, run {self.run_id}"
+        return "Command line" if self.manifest_path is None else f"Batch {self.manifest_path}"
 
     @property
     def handle(self) -> JobHandle | None:
@@ -104,6 +120,8 @@ class Found:
             "run_id": self.run_id,
             "task_id": self.task_id,
             "map_index": self.map_index,
+            "manifest_path": self.manifest_path,
+            "key": self.key,
             "model": self.model or (handle and handle.model),
             "request_id": handle and handle.request_id,
             "fal_conn_id": handle and handle.fal_conn_id,
@@ -115,66 +133,114 @@ class Found:
             "handle": handle and handle.to_json(),
         }
 
+    def in_a_table(self) -> dict[str, Any]:
+        """Return it for a reader, who is to see where it comes from if not from a DAG."""
+        row = self.to_json()
+        if not self.dag_id:
+            row |= {"dag_id": "(command line)", "run_id": self.manifest_path, "task_id": None}
+        return {**row, "map_index": None if self.map_index < 0 else self.map_index}
+
 
 @verb
 def jobs(args: argparse.Namespace) -> ExitCode | None:
     """List the jobs that are live or may be."""
     since = pendulum.now("UTC") - timedelta(hours=args.hours)
-    whole = True
+    unseen = list(_blind_spots())
     found: list[Found] = []
+    batches: list[Batch] = []
     try:
-        found += in_airflow(since, dag_id=args.dag_id, run_id=args.run_id)
-        for batch in batches_in_airflow(since, dag_id=args.dag_id, run_id=args.run_id):
-            found += in_batch(batch)
+        with create_session() as session:
+            found += in_airflow(session, since, dag_id=args.dag_id, run_id=args.run_id)
+            batches += batches_in_airflow(session, since, dag_id=args.dag_id, run_id=args.run_id)
     except SQLAlchemyError as error:
-        say(
+        unseen.append(
             f"Airflow's metadata database cannot be read ({type(error).__name__}): jobs of tasks are not listed."
         )
-        whole = False
     if args.dag_id is None and args.run_id is None:
-        found += in_journal(Journal(args.journal), since.timestamp())
-        for path in args.manifests:
-            found += in_batch(Batch(path))
+        journal = Journal(args.journal)
+        batches += [Batch(each.batch) for each in journal.batches() if each.written_at >= since.timestamp()]
+        batches += [Batch(str(storage_path(path, None))) for path in args.manifests]
+        found += in_journal(journal, since.timestamp())
+    for batch in _once_each(batches):
+        found += in_batch(batch)
     if not args.offline:
         found = asked(found)
-    listed = found if args.all else [each for each in found if each.may_bill != "no"]
-    show_rows([each.to_json() for each in listed], COLUMNS, args.output)
+    by_place = grouped(found)
+    listed = [each for group in by_place.values() for each in group if args.all or each.may_bill != "no"]
+    show_rows(
+        [each.to_json() if args.output == "json" else each.in_a_table() for each in listed],
+        COLUMNS,
+        args.output,
+    )
+    for line in (*told_of(by_place), *unseen):
+        say(line)
     live = sum(each.may_bill == "yes" for each in found)
     unknown = sum(each.may_bill == "unknown" for each in found)
     say(
         f"{len(found)} submits in {args.hours:g} hours: {live} live, {unknown} of which that cannot be ruled out."
     )
-    whole = whole and all(each.record is not None for each in found)
+    whole = not unseen and all(each.record is not None for each in found)
     return ExitCode.OK if whole else ExitCode.FAILED
 
 
+def grouped(found: Iterable[Found]) -> dict[str, list[Found]]:
+    """Return the submits by where they come from: runs of DAGs, the command line, and batches of the command line."""
+    groups: dict[str, list[Found]] = {}
+    for each in sorted(found, key=lambda each: not each.dag_id):
+        groups.setdefault(each.whose, []).append(each)
+    return groups
+
+
+def told_of(groups: Mapping[str, Sequence[Found]]) -> Iterator[str]:
+    """Say of each run and each batch that has any how many jobs are live or may be."""
+    for whose, group in groups.items():
+        count = Counter(each.may_bill for each in group)
+        if count["yes"] or count["unknown"]:
+            yield f"{whose}: {count['yes']} live, {count['unknown']} of which that cannot be ruled out."
+
+
+def _blind_spots() -> Iterator[str]:
+    """Say what the settings of this Airflow keep from being seen."""
+    if conf.getboolean("state_store", "clear_on_success", fallback=False):
+        yield (
+            "[state_store] clear_on_success is on: Airflow forgets what a task has submitted once the task has "
+            "succeeded, so that jobs of FalSubmitOperator whose results are still waited for are not listed."
+        )
+    if not conf.get("state_store", "backend", fallback="").endswith(".MetastoreBackend"):
+        yield (
+            "[state_store] backend keeps what tasks have submitted outside of Airflow's database, where this command "
+            "does not read it: jobs of tasks are not listed, batches as far as XCom names them."
+        )
+    if conf.get("workers", "state_store_backend", fallback=""):
+        yield (
+            "[workers] state_store_backend keeps what tasks have submitted outside of Airflow's database, where this "
+            "command does not read it: such jobs are listed as unreadable."
+        )
+
+
 def in_airflow(
-    since: pendulum.DateTime, *, dag_id: str | None = None, run_id: str | None = None
+    session: Session, since: pendulum.DateTime, *, dag_id: str | None = None, run_id: str | None = None
 ) -> Iterator[Found]:
     """
     Return what tasks have written into Airflow's task state store, run by run.
 
     A record that cannot be read is returned as such: it never means that there is no job.
     """
-    rows = TaskStateStoreModel
-    wanted = (
-        select(rows)
-        .join(DagRun, DagRun.id == rows.dag_run_id)
-        .where(rows.key == KEY, rows.updated_at >= since)
-        .order_by(DagRun.run_after, rows.dag_id, rows.run_id, rows.task_id, rows.map_index)
-    )
-    if dag_id is not None:
-        wanted = wanted.where(rows.dag_id == dag_id)
-    if run_id is not None:
-        wanted = wanted.where(rows.run_id == run_id)
-    with create_session() as session:
-        for row in session.scalars(wanted):
-            try:
-                record = JobRecord.from_json(json.loads(row.value))
-            except ValueError:
-                record = None
-            written = row.updated_at.timestamp()
-            yield Found(row.dag_id, row.run_id, row.task_id, row.map_index, written, record)
+    for row in _of_runs(session, TaskStateStoreModel, KEY, since, dag_id, run_id):
+        try:
+            record = JobRecord.from_json(json.loads(row.value))
+        except ValueError:
+            record = None
+        written = row.updated_at.timestamp()
+        state = "not asked" if record is None else _known(record)
+        yield Found(row.dag_id, row.run_id, row.task_id, row.map_index, written, record, state=state)
+
+
+def _known(record: JobRecord) -> str:
+    """Return the state of a job as far as it follows from its record."""
+    dialect = None if record.handle is None else DIALECTS.get(record.handle.dialect)
+    # There is nobody to ask: its request id came with the result.
+    return JobState.SUCCEEDED.value if dialect is not None and dialect.answers_at_once else "not asked"
 
 
 @dataclass(frozen=True)
@@ -182,62 +248,106 @@ class Batch:
     """
     A batch, and where its manifest is or will be.
 
+    :param manifest_path: None if what a task has left of it cannot be read
     :param dag_id: where it was submitted; empty for the command line. So are ``run_id`` and ``task_id``
+    :param certain: it is one; else it may be the manifest of a landing, which has no journal
     """
 
-    manifest_path: str
+    manifest_path: str | None
     dag_id: str = ""
     run_id: str = ""
     task_id: str = ""
     map_index: int = -1
+    certain: bool = True
 
 
 def batches_in_airflow(
-    since: pendulum.DateTime, *, dag_id: str | None = None, run_id: str | None = None
-) -> list[Batch]:
-    """Return the batches of tasks, by the XCom that they push before they begin."""
-    rows = XComModel
+    session: Session, since: pendulum.DateTime, *, dag_id: str | None = None, run_id: str | None = None
+) -> Iterator[Batch]:
+    """
+    Return the batches of tasks, by what they say of themselves before they post.
+
+    That is in the task state store, which lasts over retries, and in XCom, which lasts over a clear until the next
+    try begins.
+    """
+    for row in _of_runs(session, TaskStateStoreModel, BATCH_KEY, since, dag_id, run_id):
+        try:
+            place = str(json.loads(row.value)["manifest_path"])
+        except (ValueError, KeyError, TypeError):
+            place = None
+        yield Batch(place, row.dag_id, row.run_id, row.task_id, row.map_index)
+    for row in _of_runs(session, XComModel, MANIFEST_KEY, since, dag_id, run_id):
+        value = XComModel.deserialize_value(row)
+        if isinstance(value, str):
+            yield Batch(value, row.dag_id, row.run_id, row.task_id, row.map_index, certain=False)
+
+
+def _once_each(batches: Iterable[Batch]) -> Iterable[Batch]:
+    """Return each batch once: tasks that read its manifest may name it after the one that it is of."""
+    first: dict[object, Batch] = {}
+    for batch in batches:
+        first.setdefault(batch.manifest_path or batch, batch)
+    return first.values()
+
+
+def _of_runs(
+    session: Session,
+    rows: type[TaskStateStoreModel] | type[XComModel],
+    key: str,
+    since: pendulum.DateTime,
+    dag_id: str | None,
+    run_id: str | None,
+) -> Iterable[Any]:
+    """Return what tasks have left under a key since then, run by run."""
+    at = rows.updated_at if rows is TaskStateStoreModel else rows.timestamp
     wanted = (
         select(rows)
         .join(DagRun, DagRun.id == rows.dag_run_id)
-        .where(rows.key == MANIFEST_KEY, rows.timestamp >= since)
-        .order_by(DagRun.run_after, rows.dag_id, rows.run_id, rows.task_id, rows.map_index)
+        .where(rows.key == key, at >= since)
+        .order_by(DagRun.run_after, rows.dag_id, rows.run_id, at, rows.task_id, rows.map_index)
     )
     if dag_id is not None:
         wanted = wanted.where(rows.dag_id == dag_id)
     if run_id is not None:
         wanted = wanted.where(rows.run_id == run_id)
-    found = []
-    with create_session() as session:
-        for row in session.scalars(wanted):
-            value = XComModel.deserialize_value(row)
-            if isinstance(value, str):
-                found.append(Batch(value, row.dag_id, row.run_id, row.task_id, row.map_index))
-    return found
+    return session.scalars(wanted)
 
 
 def in_batch(batch: Batch) -> Iterator[Found]:
     """
-    Return the rows of a batch by its journal; none if the manifest is that of a landing, which has no journal.
+    Return the rows of a batch by its journal.
 
     A journal that cannot be read is returned as one record that cannot be.
     """
 
-    def found(written_at: float, record: JobRecord | None, model: str | None, state: str) -> Found:
+    def found(written_at: float, record: JobRecord | None, state: str, key: str | None = None) -> Found:
         return Found(
-            batch.dag_id, batch.run_id, batch.task_id, batch.map_index, written_at, record, model, state
+            dag_id=batch.dag_id,
+            run_id=batch.run_id,
+            task_id=batch.task_id,
+            map_index=batch.map_index,
+            written_at=written_at,
+            record=record,
+            state=state,
+            manifest_path=batch.manifest_path,
+            key=key,
         )
 
     try:
-        journal = BatchJournal.reading(journal_folder(storage_path(batch.manifest_path, None)))
+        if batch.manifest_path is None:
+            raise ValueError("where it is cannot be read")
+        folder = journal_folder(storage_path(batch.manifest_path, None))
+        if batch.certain and not folder.exists():
+            raise ValueError("it was deleted, or lies on another machine's disk")
+        journal = BatchJournal.reading(folder)
     except Exception as error:  # noqa: BLE001 - each file system has errors of its own; one batch hides no other
-        say(f"The journal of {batch.manifest_path} cannot be read: {error}")
-        yield found(pendulum.now("UTC").timestamp(), None, None, "no answer")
+        say(f"The journal of {batch.manifest_path or f'a batch of {batch.task_id}'} cannot be read: {error}")
+        yield found(pendulum.now("UTC").timestamp(), None, "no answer")
         return
     for row in journal.rows.values():
         if row.step is not Step.NOT_TAKEN:
             state = JobState.SUCCEEDED.value if row.step in _SUCCEEDED else "not asked"
-            yield found(row.entry.written_at, record_of(row), None, state)
+            yield found(row.entry.written_at, record_of(row), state, row.entry.key)
 
 
 def in_journal(journal: Journal, since: float) -> Iterator[Found]:

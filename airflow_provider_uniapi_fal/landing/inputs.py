@@ -11,6 +11,7 @@ from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.exceptions import error_of
 from airflow_provider_uniapi_fal.landing.kinds import binary_media_type
+from airflow_provider_uniapi_fal.protocol.arguments import schema_problems
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.schemas import schema_in, shipped, shipped_schema
 
@@ -56,6 +57,18 @@ def schema_of(given: Any) -> Mapping[str, Any]:
         ) from error
     except ValueError as error:
         raise _refused("arguments_schema", f"holds no schema: {error}") from error
+
+
+def check_schema(given: Any, arguments: Mapping[str, Any]) -> None:
+    """
+    Refuse arguments that do not fit a schema.
+
+    :param given: see :func:`schema_of`
+    :raises FalInputError: naming every wrong field, and none of the values; nothing was submitted
+    """
+    problems = schema_problems(schema_of(given), arguments)
+    if problems:
+        raise error_of(bad_input("The arguments do not fit arguments_schema: " + "; ".join(problems) + "."))
 
 
 def _converted(value: Any, key: str, where: str, inputs: MediaInputs) -> Any:

@@ -11,6 +11,9 @@ from airflow_provider_uniapi_fal.protocol.errors import unknown_outcome
 
 KEY = "uniapi_fal:job"
 
+#: Where the task's batch is: ``{"manifest_path"}``. Its own journal, beside the manifest, is the ledger of its rows.
+BATCH_KEY = "uniapi_fal:batch"
+
 #: Longer than any retry is waited for, and than fal keeps a result.
 RETENTION = timedelta(days=60)
 
@@ -69,3 +72,12 @@ class TaskLedger:
     def forget(self) -> None:
         """Remove the record: the submit provably was not accepted."""
         self._store.delete(KEY)
+
+
+def keep_batch(store: TaskStateStore, manifest_path: str) -> None:
+    """
+    Let it be known where the task's batch is, before anything is posted.
+
+    XCom says so, too, but a new try begins without it, and may fail before it has pushed anything.
+    """
+    store.set(BATCH_KEY, {"manifest_path": manifest_path}, retention=RETENTION)

@@ -12,16 +12,18 @@ from airflow.sdk import BaseOperator, ObjectStoragePath, conf
 
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.batch.night import MANIFEST_NAME, Night, NightSettings
-from airflow_provider_uniapi_fal.batch.session import SessionSettings
+from airflow_provider_uniapi_fal.batch.session import SessionSettings, files_of
 from airflow_provider_uniapi_fal.exceptions import error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
+from airflow_provider_uniapi_fal.landing import lineage
 from airflow_provider_uniapi_fal.landing.inputs import schema_of
 from airflow_provider_uniapi_fal.landing.media import PARALLEL, Limits
 from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE, check_template
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.record import ON_CHANGED_ARGUMENTS, ON_UNKNOWN_SUBMIT
 from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, Try
+from airflow_provider_uniapi_fal.ledger.task_state import keep_batch
 from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS, push_links
 from airflow_provider_uniapi_fal.protocol.arguments import seconds, seconds_or_none
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
@@ -236,6 +238,7 @@ class FalBatchOperator(BaseOperator):
         self.cancel_on_kill = cancel_on_kill
         self.defer_after = seconds("defer_after", defer_after, or_zero=True)
         self._running: tuple[Any, Night] | None = None
+        self._over: tuple[Night, Journal] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Begin the batch, or go on where a previous try was; return where the manifest is, and the counts."""
@@ -246,6 +249,24 @@ class FalBatchOperator(BaseOperator):
         """Land what the trigger found ended, and wait on or come to the end."""
         with failure_in_xcom(context, metrics.batch_failed):
             return self._run(context, began_of(event))
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Tell OpenLineage what was read and which folder was written, if it is installed."""
+        if self._over is None:
+            return None
+        night, journal = self._over
+        table = self.requests
+        sources = [ObjectStoragePath(table, conn_id=self.storage_conn_id)] if isinstance(table, str) else []
+        files = [file for state in journal.rows.values() for file in files_of(state)]
+        return lineage.facets(
+            lineage.Moved(
+                sources=(*sources, *night.settings.skip_existing),
+                destination=night.settings.destination,
+                manifest=night.settings.manifest_path,
+                files=len(files),
+                bytes=sum(file.bytes for file in files),
+            )
+        )
 
     def on_kill(self) -> None:
         """
@@ -283,6 +304,7 @@ class FalBatchOperator(BaseOperator):
         journal = night.open()
         path = str(night.settings.manifest_path)
         self._say(f"The manifest will be {path}; the account of each row until then is in {night.folder}.")
+        keep_batch(context["task_state_store"], path)
         context["ti"].xcom_push(key="manifest_path", value=path)
         push_links(self, context["ti"], manifest_path=path)
         self._running = (context["ti"], night)
@@ -318,6 +340,7 @@ class FalBatchOperator(BaseOperator):
 
     def _end(self, context: Context, night: Night, journal: Journal) -> dict[str, Any]:
         made = night.write_manifest(journal)
+        self._over = (night, journal)
         night.count(journal)
         told = ", ".join(f"{count} {word}" for word, count in made["counts"].items() if count)
         self._say(f"The manifest is {made['manifest_path']}: {told}.")

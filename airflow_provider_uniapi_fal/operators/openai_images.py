@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import ObjectStoragePath
 
+from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
+from airflow_provider_uniapi_fal.landing import lineage
 from airflow_provider_uniapi_fal.landing.files import LandedFile
 from airflow_provider_uniapi_fal.landing.media import Limits, land
 from airflow_provider_uniapi_fal.landing.names import Names
@@ -108,6 +110,7 @@ class OpenAIImagesOperator(SubmittingOperator):
         self.max_bytes = max_bytes
         self.timeout = seconds("timeout", timeout)
         self.check_limits = check_limits
+        self._moved = lineage.Moved()
 
     def options(self) -> dict[str, Any]:
         """Return the dialect's options."""
@@ -129,8 +132,19 @@ class OpenAIImagesOperator(SubmittingOperator):
             if files is None:
                 files = self._landed(hook, result)
                 self._keep(record, {"result": result.to_json(), "files": files})
+                metrics.delivered(result)
             ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))
+        self._moved = lineage.Moved(
+            job=handle,
+            destination=self._destination,
+            files=len(files),
+            bytes=sum(file["bytes"] for file in files),
+        )
         return files
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """Tell OpenLineage which job was read and which folder was written, if it is installed."""
+        return lineage.facets(self._moved)
 
     def check(self, hook: FalHook) -> None:
         """Check all that can be checked before anything is paid."""
@@ -153,6 +167,7 @@ class OpenAIImagesOperator(SubmittingOperator):
         result = accepted.result
         # The moment of the intent leads to the answer, from whichever of the two a later try finds.
         handle = replace(result.handle, submitted_at=intent.written_at)
+        metrics.submitted(handle)
         record = JobRecord(Phase.SUBMITTED, intent.fingerprint, intent.max_tries, time.time(), handle)
         try:
             self._keep(record, {"result": replace(result, handle=handle).to_json(whole=True)})

@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalError, FalSubmitOutcomeUnknown, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
-from airflow_provider_uniapi_fal.landing.inputs import schema_of, with_files
+from airflow_provider_uniapi_fal.landing.inputs import check_schema, with_files
 from airflow_provider_uniapi_fal.ledger.record import (
     ON_CHANGED_ARGUMENTS,
     ON_CLEAR,
@@ -27,7 +27,7 @@ from airflow_provider_uniapi_fal.ledger.record import (
 )
 from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
 from airflow_provider_uniapi_fal.links.fal import JOB_LINKS, push_links
-from airflow_provider_uniapi_fal.protocol.arguments import one_of, schema_problems
+from airflow_provider_uniapi_fal.protocol.arguments import one_of
 from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input, unknown_outcome
@@ -150,11 +150,7 @@ class SubmittingOperator(BaseOperator):
         """
         hook.prepare(self.model, self.arguments, dialect=self.dialect, **self.options())
         if self.arguments_schema is not None:
-            problems = schema_problems(schema_of(self.arguments_schema), self.arguments)
-            if problems:
-                raise error_of(
-                    bad_input("The arguments do not fit arguments_schema: " + "; ".join(problems) + ".")
-                )
+            check_schema(self.arguments_schema, self.arguments)
         dialect = dialect_named(self.dialect)
         for remark in dialect.remarks(self.model, self.arguments):
             self.log.warning("%s", remark)

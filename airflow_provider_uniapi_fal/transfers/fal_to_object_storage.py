@@ -15,6 +15,7 @@ from airflow.sdk import BaseOperator, ObjectStoragePath
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
+from airflow_provider_uniapi_fal.landing import lineage
 from airflow_provider_uniapi_fal.landing.manifest import (
     Manifest,
     read_manifest,
@@ -31,11 +32,10 @@ from airflow_provider_uniapi_fal.landing.rows import (
     results_again,
 )
 from airflow_provider_uniapi_fal.landing.storage import is_plain_name
-from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS
+from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS, push_links
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom, tell_assets
-from airflow_provider_uniapi_fal.transfers import lineage
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -149,6 +149,7 @@ class FalToObjectStorageOperator(BaseOperator):
             if target is not None:
                 # A reader may look for it before the task ends.
                 context["ti"].xcom_push(key="manifest_path", value=str(target))
+                push_links(self, context["ti"], manifest_path=str(target))
             landed = self._landed(work, place, target)
             rows = [each.row for each in landed]
             for row in rows:
@@ -283,7 +284,7 @@ class FalToObjectStorageOperator(BaseOperator):
         files = [file for row in rows for file in row.files]
         return lineage.Moved(
             job=work.handle if isinstance(work, JobResult) else None,
-            source=work.path if isinstance(work, _Night) else None,
+            sources=(work.path,) if isinstance(work, _Night) else (),
             destination=place.destination,
             manifest=target,
             files=len(files),

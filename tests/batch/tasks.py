@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_provider_uniapi_fal.operators.batch import FalBatchOperator
-from tests.fakes import MODEL, PROMPT, fired
+from tests.fakes import MODEL, PROMPT, StateStore, fired
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -46,6 +46,7 @@ class BatchTask:
         self.run_id = run_id
         self.xcoms: dict[str, Any] = {}
         self.outlet_events: dict[Any, Any] = {}
+        self.store = StateStore()
         self.legs = 0
 
     def next_try(self, *, cleared: bool = False) -> BatchTask:
@@ -65,7 +66,12 @@ class BatchTask:
             max_tries=self.max_tries,
             xcom_push=self._push,
         )
-        return {"ti": ti, "task_instance": ti, "outlet_events": self.outlet_events}
+        return {
+            "ti": ti,
+            "task_instance": ti,
+            "outlet_events": self.outlet_events,
+            "task_state_store": self.store,
+        }
 
     def operator(self, **options: Any) -> FalBatchOperator:
         return FalBatchOperator(task_id="batch", **{**self.options, **options})

@@ -12,9 +12,10 @@ import pytest
 from airflow.cli.cli_parser import get_parser
 
 from airflow_provider_uniapi_fal.cli.journal import Journal
+from tests.batch.stores import place, s3_place, s3_url
 from tests.fakes import start
 
-__all__ = ["start"]
+__all__ = ["place", "s3_place", "s3_url", "start"]
 
 
 @dataclass(frozen=True)
@@ -61,4 +62,4 @@ def fal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, jou
     return run
 
 
-WITH_JOURNAL = {"submit", "status", "wait", "result", "cancel", "land", "jobs", "doctor"}
+WITH_JOURNAL = {"submit", "status", "wait", "result", "cancel", "land", "batch", "jobs", "doctor"}

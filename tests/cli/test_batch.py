@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -10,10 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from rich.console import Console
+from rich.progress import Progress
 
 from tests.fakes import PROMPT, Start, posts, wait_until
 
 if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.cli.journal import Journal
     from tests.cli.conftest import Fal
 
 
@@ -94,6 +98,34 @@ def test_a_wrong_table_is_refused_with_every_wrong_row(start: Start, fal: Fal, t
     assert absent.code == 2
 
 
+def test_nothing_is_posted_if_the_batch_could_not_be_found_again(
+    start: Start, fal: Fal, tmp_path: Path, journal: Journal
+) -> None:
+    emulator = start()
+    journal.path.mkdir()
+    done = fal("batch", table(tmp_path, "a fox"), str(tmp_path / "night"))
+    assert (done.code, posts(emulator)) == (1, 0)
+    assert "Nothing was sent" in done.err
+
+
+def test_rows_that_do_not_fit_a_schema_are_refused_before_anything_is_paid(
+    start: Start, fal: Fal, tmp_path: Path
+) -> None:
+    emulator = start()
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"properties": {"prompt": {"maxLength": 5}}}')
+    rows = [{"key": key, "arguments": {"prompt": key}} for key in ("a fox", "a badger")]
+    other = {"key": "an otter", "model": "flux/dev", "arguments": {"prompt": "an otter"}}
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, other]))
+    words = ("batch", str(path), str(tmp_path / "night"), "-m", "flux/schnell")
+    done = fal(*words, "--arguments-schema", str(schema))
+    assert (done.code, emulator.requests()) == (2, [])
+    assert "row 'a badger': arguments.prompt: at most 5 characters" in done.err
+    assert "1 problems" in done.err
+    assert (fal(*words).code, posts(emulator)) == (0, 3)
+
+
 def test_a_row_that_fails_fails_the_verb_and_only_again_pays_for_it_again(
     start: Start, fal: Fal, tmp_path: Path
 ) -> None:
@@ -139,6 +171,18 @@ def test_an_interrupted_batch_says_so_and_the_same_command_goes_on(
     assert stopped.code == 130
     assert "Run the same command again" in stopped.err
     assert (fal(*words).code, posts(emulator)) == (0, 2)
+
+
+def test_the_progress_bar_counts_the_rows_that_are_over(
+    start: Start, fal: Fal, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(faults=["job match=crow failure=refused"])
+    shown = Progress(console=Console(file=io.StringIO(), force_terminal=True))
+    monkeypatch.setattr("airflow_provider_uniapi_fal.cli.batch.progress", lambda: shown)
+    fal("batch", table(tmp_path, "a fox", "a crow", "an owl"), str(tmp_path / "night"))
+    [task] = shown.tasks
+    assert (task.completed, task.total) == (3, 3)
+    assert task.description.startswith("3 of 3 rows are over")
 
 
 def test_no_prompt_is_on_the_terminal_or_in_the_manifest_unasked(

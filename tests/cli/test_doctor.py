@@ -6,21 +6,30 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_uniapi_fal.cli.doctor import Exchange, shape
+from airflow_provider_uniapi_fal.cli.doctor import (
+    BEARER,
+    CANCEL,
+    LOGS,
+    MEDIA,
+    NOT_ASKED,
+    OF_THE_JOB,
+    PENDING,
+    RESULT_PATHS,
+    RETENTION,
+    STATUS_PATHS,
+    STREAM,
+    UNASKABLE,
+    URLS,
+    Exchange,
+    shape,
+)
 from airflow_provider_uniapi_fal.protocol.messages import HttpReply, HttpRequest
-from tests.fakes import KEY, Start, posts
+from tests.fakes import KEY, ScriptedServer, Start, posts, set_connection
+from tests.fakes import Exchange as Exchanged
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.cli.journal import Journal
     from tests.cli.conftest import Fal
-
-URLS = "Are the URLs in a reply rewritten?"
-STATUS = "Which paths lead to a status?"
-RESULT = "Which paths lead to a result?"
-PENDING = "200 or 202 while pending?"
-CANCEL = "Are cancellations passed on?"
-LOGS = "Do log lines come with logs=1?"
-BEARER = "Does /fal-ai accept Bearer, too?"
 
 
 def answers(findings: list[dict[str, Any]]) -> dict[str, str]:
@@ -33,10 +42,44 @@ def answers(findings: list[dict[str, Any]]) -> dict[str, str]:
         ({}, {URLS: "no, they name queue.fal.run; only their paths are used", PENDING: "202", CANCEL: "yes"}),
         ({"urls": "gateway"}, {URLS: "yes, they name this gateway"}),
         ({"urls": "missing"}, {URLS: "there are none; paths are built from the id"}),
+        ({"urls": "foreign"}, {URLS: "no, they name elsewhere.invalid; only their paths are used"}),
         ({"pending_code": 200}, {PENDING: "200"}),
-        ({"found_at": "whole"}, {STATUS: "/flux/schnell/requests/<id>/status"}),
+        ({"run_seconds": 0.0}, {PENDING: "not seen: the job was too quick", CANCEL: "yes"}),
+        ({"found_at": "whole"}, {STATUS_PATHS: "/flux/schnell/requests/<id>/status"}),
+        (
+            {"url_path": "whole", "found_at": "app"},
+            {STATUS_PATHS: "/flux/requests/<id>/status", RESULT_PATHS: "/flux/requests/<id>"},
+        ),
+        (
+            {"url_path": "whole", "found_at": "whole"},
+            {
+                STATUS_PATHS: "the one that the gateway named",
+                RESULT_PATHS: "the one that the gateway named and 1 more",
+            },
+        ),
         ({"cancel": "not-allowed"}, {CANCEL: "no: what is submitted runs to its end"}),
+        ({"cancel": "not-found"}, {CANCEL: "no: what is submitted runs to its end"}),
+        ({"cancel_words": "detail"}, {CANCEL: "yes"}),
         ({"logs": "missing"}, {LOGS: "no, or this model writes none"}),
+        (
+            {},
+            {
+                LOGS: "yes",
+                BEARER: "no",
+                STREAM: "no; statuses are polled",
+                MEDIA: "where they may be fetched from",
+            },
+        ),
+        ({"stream": "offered"}, {STREAM: "yes"}),
+        ({"stream": "not-allowed"}, {STREAM: "no; statuses are polled"}),
+        ({}, {RETENTION: "at least an hour, as fal says of this length; not measured; fetch at once"}),
+        (
+            {"data_uris": True},
+            {
+                RETENTION: "at least six minutes, as fal says of this length; not measured; fetch at once",
+                MEDIA: "where they may be fetched from",
+            },
+        ),
     ],
 )
 def test_it_finds_out_how_this_gateway_answers(
@@ -49,6 +92,77 @@ def test_it_finds_out_how_this_gateway_answers(
     assert {question: found[question] for question in expected} == expected
     assert found["Is the key accepted?"] == "yes"
     assert posts(emulator) == 1
+
+
+#: What the wire's description leaves open, and the question that each leads to.
+OPEN = {
+    "URLs rewritten": URLS,
+    "path of a status": STATUS_PATHS,
+    "path of a result": RESULT_PATHS,
+    "200 or 202": PENDING,
+    "cancel proxied": CANCEL,
+    "401": "What does a wrong key answer?",
+    "404": "What does an unknown request answer?",
+    "403, 429, no channel": "What do 403, 429 and a model without a channel answer?",
+    "X-Fal headers": "Are the X-Fal-… headers passed on?",
+    "logs": LOGS,
+    "fal_webhook": "Is fal_webhook passed on?",
+    "retention": RETENTION,
+    "Bearer": BEARER,
+    "Luma paths": "Is there something at /luma/generations/0?",
+    "Kling's external_task_id": "Does Kling honour external_task_id?",
+    "refund": "Is a job that failed refunded?",
+}
+
+
+def test_every_open_question_is_asked_or_named_as_one_that_is_not(start: Start, fal: Fal) -> None:
+    emulator = start(run_seconds=0.8)
+    found = answers(fal("doctor", "--yes", "-o", "json").json["findings"])
+    assert set(OPEN.values()) <= found.keys()
+    assert {question for question, answer in found.items() if answer == NOT_ASKED} == UNASKABLE.keys()
+    free = fal("doctor", "--free", "-o", "json").json["findings"]
+    assert answers(free).keys() == found.keys()
+    assert {
+        finding["question"] for finding in free if finding["answer"] == NOT_ASKED
+    } == UNASKABLE.keys() | set(OF_THE_JOB)
+    assert all(finding["seen"] for finding in free)
+    assert posts(emulator) == 1
+
+
+def test_a_gateway_that_wants_another_word_before_the_key_is_told_of_with_the_extra(
+    fal: Fal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(exchange: Exchanged) -> None:
+        word = exchange.headers.get("Authorization", "").split()[0]
+        if exchange.path.startswith("/v1/"):
+            exchange.json({"data": {"balance": 5}})
+        elif exchange.path.startswith("/fal-ai/"):
+            exchange.json({"detail": "not here"}, 404 if word == "Bearer" else 401)
+        else:
+            exchange.answer(b"<html>", "text/html", 404)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        done = fal("doctor", "--free", "-o", "json")
+    found = answers(done.json["findings"])
+    assert found["Which word goes before the key?"] == "Bearer, not Key"
+    assert found["Is there something at /luma/generations/0?"] == "it does not look like it"
+    assert done.json["extra"] == {"auth_scheme": "Bearer"}
+
+
+def test_a_gateway_without_a_fal_family_is_told_of(fal: Fal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(exchange: Exchanged) -> None:
+        if exchange.path.startswith("/v1/"):
+            exchange.json({"data": {"balance": 5}})
+        else:
+            exchange.answer(b"<html>", "text/html", 404)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        done = fal("doctor", "--free", "-o", "json")
+    found = answers(done.json["findings"])
+    assert "is there anything at /fal-ai?" in found["What does an unknown request answer?"]
+    assert found["Is the key accepted?"] == "yes"
 
 
 def test_it_names_the_extras_to_set(start: Start, fal: Fal, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +214,7 @@ def test_a_job_that_never_ends_is_left_with_a_word(start: Start, fal: Fal) -> No
     done = fal("doctor", "--yes", "--timeout", "0.5", "-o", "json")
     assert done.code == 0
     assert "had not ended" in done.err
-    assert CANCEL not in answers(done.json["findings"])
+    assert answers(done.json["findings"])[CANCEL] == NOT_ASKED
 
 
 def test_an_answer_is_shown_by_its_shape_and_never_quoted() -> None:

@@ -116,12 +116,49 @@ def test_bad_input_is_refused_by_name_before_anything_is_sent(
     assert emulator.requests() == []
 
 
+SCHEMA = {"type": "object", "properties": {"seed": {"type": "integer"}}, "required": ["prompt"]}
+KONTEXT = "flux-pro/kontext/text-to-image"
+
+
+@pytest.mark.parametrize("form", ["file", "address", "openapi", "shipped"])
+def test_input_that_does_not_fit_a_schema_is_refused_before_anything_is_paid(
+    start: Start, fal: Fal, tmp_path: Path, form: str
+) -> None:
+    emulator = start()
+    path = tmp_path / "schema.json"
+    body = {"content": {"application/json": {"schema": SCHEMA}}}
+    openapi = {"openapi": "3.0.4", "paths": {"/": {"post": {"requestBody": body}}}}
+    path.write_text(json.dumps(openapi if form == "openapi" else SCHEMA))
+    schema = {"shipped": f"fal/{KONTEXT}", "address": path.as_uri()}.get(form, str(path))
+    words = ("submit", KONTEXT, "--arguments-schema", schema, "-i")
+    wrong = fal(*words, "seed=a word nobody may read")
+    assert (wrong.code, emulator.requests()) == (2, [])
+    assert "arguments.prompt: is needed" in wrong.err
+    assert "arguments.seed: a whole number" in wrong.err
+    assert "nobody may read" not in wrong.err
+    assert (fal(*words, "prompt=a fox").code, posts(emulator)) == (0, 1)
+
+
+@pytest.mark.parametrize("content", [None, "no JSON", "[]", '{"type": "splendid"}'])
+def test_a_schema_that_is_none_is_refused_before_anything_is_paid(
+    start: Start, fal: Fal, tmp_path: Path, content: str | None
+) -> None:
+    emulator = start()
+    path = tmp_path / "schema.json"
+    if content is not None:
+        path.write_text(content)
+    done = fal("submit", MODEL, *INPUTS, "--arguments-schema", str(path))
+    assert (done.code, emulator.requests()) == (2, [])
+    assert "arguments_schema" in done.err
+
+
 @pytest.mark.parametrize(
     "words",
     [
         ("submit", MODEL, "-i", "prompt=x"),
         ("status", "req-1", "-m", MODEL),
         ("wait", "req-1", "-m", MODEL),
+        ("result", "req-1", "-m", MODEL),
         ("cancel", "req-1", "-m", MODEL),
         ("land", "req-1", "/tmp/x", "-m", MODEL),
         ("doctor", "--yes"),

@@ -31,6 +31,15 @@ def test_the_last_state_of_each_submit_holds(journal: Journal) -> None:
     assert journal.entry_of("req-2") is None
 
 
+def test_batches_lie_beside_the_submits_and_are_told_apart(journal: Journal) -> None:
+    journal.write(intent())
+    for path in ("s3://bucket/a.jsonl", "s3://bucket/b.jsonl", "s3://bucket/a.jsonl"):
+        journal.write_batch(path)
+    assert len(journal.entries()) == 1
+    assert [entry.batch for entry in journal.batches()] == ["s3://bucket/a.jsonl", "s3://bucket/b.jsonl"]
+    assert journal.batches()[0].written_at > journal.batches()[1].written_at
+
+
 def test_what_a_killed_writer_left_of_a_line_is_passed_over_and_cut_off(journal: Journal) -> None:
     journal.write(intent())
     with journal.path.open("ab") as file:
@@ -41,7 +50,19 @@ def test_what_a_killed_writer_left_of_a_line_is_passed_over_and_cut_off(journal:
     assert b"torn" not in journal.path.read_bytes()
 
 
-@pytest.mark.parametrize("line", [b"", b"{}", b"[]", b'{"id": "x"}', b"\xff\xfe", b"null"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b'{"batch": 1, "written_at": 1}',
+        b'{"batch": "x"}',
+        b'{"id": "x"}',
+        b"\xff\xfe",
+        b"null",
+    ],
+)
 def test_a_line_that_cannot_be_read_is_an_error_with_its_number(journal: Journal, line: bytes) -> None:
     journal.write(intent())
     journal.path.write_bytes(journal.path.read_bytes() + line + b"\n")

@@ -8,12 +8,16 @@ from urllib.parse import quote
 
 import pytest
 
+from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.links.templates import filled
 from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator, FalSubmitOperator
+from airflow_provider_uniapi_fal.protocol.dialects.base import Submitted
 from airflow_provider_uniapi_fal.transfers.fal_to_object_storage import FalToObjectStorageOperator
 from tests.fakes import ARGUMENTS, MODEL, Task
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.fakes import Start
 
 TI = SimpleNamespace(
@@ -95,6 +99,37 @@ def test_the_links_are_there_before_the_wait_begins(
         "_link_FalGalleryLink": f"http://airflow.example/team/fal-media/dags/night/runs/a%20run?text={request_id}",
         "_link_FalJobLink": f"https://gateway.example/jobs/{request_id}?model={quote(MODEL)}",
     }
+
+
+def test_a_landing_has_its_links_before_its_files(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start()
+    hook, task = FalHook(), Task()
+    submitted = hook.submit(MODEL, ARGUMENTS)
+    assert isinstance(submitted, Submitted)
+    seen: list[dict[str, str]] = []
+
+    def landed(*_: Any) -> None:
+        seen.append(dict(task.ti.links))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(FalToObjectStorageOperator, "_landed", landed)
+    land = FalToObjectStorageOperator(
+        task_id="land",
+        result=submitted.handle.to_json(),
+        destination=tmp_path.as_uri(),
+        manifest_path=(tmp_path / "manifest.jsonl").as_uri(),
+    )
+    with pytest.raises(KeyboardInterrupt):
+        land.execute(task.context)
+    run = "http://airflow.example/team/fal-media/dags/night/runs/a%20run"
+    assert seen == [
+        {
+            "_link_FalGalleryLink": f"{run}/tasks/submit/-1",
+            "_link_FalManifestLink": f"{run}/tasks/submit/-1/manifest",
+        }
+    ]
 
 
 def test_a_link_that_cannot_be_stored_fails_no_paid_job(

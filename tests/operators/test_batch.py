@@ -26,6 +26,7 @@ from airflow_provider_uniapi_fal.exceptions import (
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.rows import Step
+from airflow_provider_uniapi_fal.ledger.task_state import BATCH_KEY
 from airflow_provider_uniapi_fal.operators import batch as operators
 from airflow_provider_uniapi_fal.operators.batch import FalBatchOperator
 from airflow_provider_uniapi_fal.protocol import watching
@@ -112,6 +113,24 @@ def test_a_night_is_paid_once_each_and_every_row_is_accounted_for(
     for told in (written.out + written.err, json.dumps([made, rows, task.xcoms])):
         assert PROMPT not in told
         assert KEY not in told
+
+
+def test_where_the_batch_is_is_known_before_anything_is_posted(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start()
+    task = blocking()
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise RuntimeError("the store cannot be reached")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(task.store, "set", refuse)
+        with pytest.raises(RuntimeError, match="cannot be reached"):
+            task.run()
+    assert posts(emulator) == 0
+    task.next_try().run()
+    assert task.store.get(BATCH_KEY) == {"manifest_path": f"{task.place}/manifest.jsonl"}
 
 
 def test_nothing_is_posted_by_a_retry_of_a_night_that_was_delivered(start: Start, new: New) -> None:
@@ -806,3 +825,59 @@ def test_rows_without_keys_are_known_by_their_place_and_must_stay_in_it(start: S
     with pytest.raises(FalInputError, match="known by its place only"):
         task.next_try().run(requests=[rows[1], rows[0], rows[2]])
     assert posts(emulator) == 3
+
+
+# --- lineage ------------------------------------------------------------------------------------------------
+
+
+def test_lineage_leads_from_the_table_to_the_folder_and_the_manifest(
+    start: Start, place: str, tmp_path: Path
+) -> None:
+    from airflow.providers.openlineage.extractors.base import DefaultExtractor
+
+    start()
+    earlier = BatchTask(f"{place}/earlier", requests=table(2), deferrable=False).run()["manifest_path"]
+    (tmp_path / "table.jsonl").write_text("".join(json.dumps(row) + "\n" for row in table(5)))
+    task = BatchTask(
+        f"{place}/night",
+        requests=(tmp_path / "table.jsonl").as_uri(),
+        skip_existing=earlier,
+        run_id="another",
+        deferrable=False,
+    )
+    operator = task.operator()
+    assert operator.get_openlineage_facets_on_complete(None) is None, "nothing was landed"
+    made = operator.execute(task.context)
+    lineage = DefaultExtractor(operator).extract_on_complete(None)
+    assert lineage is not None
+    if place.startswith("file://"):
+        bucket, folder = "file", place.removeprefix("file://") + "/"
+    else:
+        bucket, folder = f"s3://{place.partition('@')[2]}", ""
+    assert [(each.namespace, each.name) for each in lineage.inputs] == [
+        ("file", str(tmp_path / "table.jsonl")),
+        (bucket, f"{folder}earlier/manifest.jsonl"),
+    ]
+    night, manifest = lineage.outputs
+    assert (night.namespace, night.name) == (bucket, f"{folder}night")
+    assert (manifest.namespace, manifest.name) == (bucket, f"{folder}night/manifest.jsonl")
+    rows = [json.loads(line) for line in ObjectStoragePath(made["manifest_path"]).read_text().splitlines()]
+    # Two rows were landed by the earlier batch: their files are its, not this one's.
+    landed = [file for row in rows if row["posts"] for file in row["files"]]
+    statistics = night.outputFacets["outputStatistics"]
+    assert (statistics.fileCount, statistics.size) == (3, sum(file["bytes"] for file in landed))
+    assert PROMPT not in str(lineage)
+    assert KEY not in str(lineage)
+
+
+def test_a_night_that_failed_has_the_lineage_of_what_it_landed(start: Start, blocking: New) -> None:
+    from airflow.providers.openlineage.extractors.base import DefaultExtractor
+
+    start(faults=["job match=000 failure=refused"])
+    operator = (task := blocking()).operator()
+    with pytest.raises(FalContentRefused):
+        operator.execute(task.context)
+    lineage = DefaultExtractor(operator).extract_on_failure(None)
+    assert lineage is not None
+    assert lineage.inputs == []
+    assert lineage.outputs[0].outputFacets["outputStatistics"].fileCount == 2

@@ -67,6 +67,21 @@ def test_the_pictures_are_landed_in_the_same_task(start: Start, tmp_path: Path, 
     assert [file["where"] for file in task.xcoms["result"]["media"]] == ["data[0]", "data[1]"]
 
 
+def test_lineage_leads_from_the_request_to_the_folder(start: Start, tmp_path: Path) -> None:
+    start(**SMALL)
+    operator = OpenAIImagesOperator(
+        task_id="images", model=MODEL, prompt=PROMPT, n=2, destination=tmp_path.as_uri()
+    )
+    assert operator.get_openlineage_facets_on_complete(None) is None, "nothing was landed"
+    files = operator.execute((task := Task()).context)
+    lineage = operator.get_openlineage_facets_on_complete(None)
+    [job], [folder] = lineage.inputs, lineage.outputs
+    assert job.name == f"openai_images/{MODEL}/requests/{task.xcoms['request_id']}"
+    assert (folder.namespace, folder.name) == ("file", str(tmp_path))
+    statistics = folder.outputFacets["outputStatistics"]
+    assert (statistics.fileCount, statistics.size) == (2, sum(file["bytes"] for file in files))
+
+
 def test_the_answer_may_take_longer_than_any_other_reply(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

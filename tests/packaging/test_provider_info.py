@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import jsonschema
 import pytest
+from airflow.sdk import BaseOperator
+from airflow.triggers.base import BaseTrigger
 
 from airflow_provider_uniapi_fal import __version__, get_provider_info
 from airflow_provider_uniapi_fal.protocol.origin import _EXTRA_TYPES, GatewayAccount, read_account
@@ -112,6 +114,28 @@ def test_the_provider_info_names_the_hook_and_the_trigger() -> None:
         "airflow_provider_uniapi_fal.hooks.fal.FalHook",
         "airflow_provider_uniapi_fal.triggers.fal",
     } <= set(OWN_NAMES)
+
+
+def test_the_provider_info_names_every_module_that_has_an_operator_a_sensor_a_trigger_or_a_transfer() -> None:
+    import airflow_provider_uniapi_fal as package
+
+    named = set(OWN_NAMES)
+    for kind, base in (
+        ("operators", BaseOperator),
+        ("sensors", BaseOperator),
+        ("transfers", BaseOperator),
+        ("triggers", BaseTrigger),
+    ):
+        for file in Path(package.__path__[0], kind).glob("*.py"):
+            module = import_module(f"{package.__name__}.{kind}.{file.stem}")
+            public = [
+                each
+                for each in vars(module).values()
+                if isinstance(each, type) and issubclass(each, base) and each.__module__ == module.__name__
+            ]
+            # What only other operators are made from is no user's.
+            if public and file.stem not in ("submitting", "generating"):
+                assert module.__name__ in named
 
 
 @pytest.mark.parametrize("name", OWN_NAMES)

@@ -129,4 +129,5 @@ def test_the_manifest_can_be_downloaded(site: Site) -> None:
 def test_a_task_without_a_manifest_says_so_and_leads_to_the_run(site: Site) -> None:
     page = get(site, f"{site.run()}/tasks/nothing/{{MAP_INDEX}}").text
     assert "This task has left no manifest" in page
+    assert "<code>manifest_path</code>" in page  # what would bring one
     assert f'href="/fal-media{site.run()}"' in page

@@ -53,6 +53,11 @@ def airflow(
             "scheduler": {"use_job_schedule": False},
             # A dead triggerer is noticed sooner than by default.
             "triggerer": {"triggerer_health_check_threshold": 10},
+            # Where every test's media are.
+            "uniapi_fal": {
+                "media_roots": f"file://{tmp_path_factory.getbasetemp()}",
+                "thumbnail_folder": tmp_path_factory.mktemp("thumbnails"),
+            },
         },
     ) as airflow:
         yield airflow

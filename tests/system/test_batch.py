@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import pytest
+import requests
+from PIL import Image
 
 from airflow_provider_uniapi_fal.emulator.running import Emulator, EmulatorProcess
 from demo.local_airflow import LocalAirflow
 from tests.system.conftest import KEY
 from tests.system.nights import Night
 from tests.system.waiting import eventually
+
+if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.landing.manifest import ManifestRow
 
 pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 
@@ -39,6 +48,7 @@ def test_a_night_defers_lands_and_is_paid_once_each(night: Begun, airflow: Local
     # The gallery finds a night before it is over.
     path = airflow.xcom(tonight.dag_id, tonight.run_id, "batch", key="manifest_path")
     assert path == (tonight.place / "night" / "manifest.jsonl").as_uri()
+    links = airflow.links(tonight.dag_id, tonight.run_id, "batch")
     assert tonight.end() == "success"
     assert tonight.posts() == 8
     assert tonight.tries() == 1
@@ -48,6 +58,38 @@ def test_a_night_defers_lands_and_is_paid_once_each(night: Begun, airflow: Local
     made = airflow.xcom(tonight.dag_id, tonight.run_id, "batch")
     assert made["counts"] == tonight.manifest().counts
     assert [place for place in airflow.places_with("A quiet night") if ".log" in place] == []
+    assert airflow.links(tonight.dag_id, tonight.run_id, "batch") == links
+    assert_the_gallery_shows(tonight, links, rows)
+
+
+def assert_the_gallery_shows(
+    night: Night, links: dict[str, str | None], rows: tuple[ManifestRow, ...]
+) -> None:
+    """What a real task has pushed and written is what a user who has logged in gets to see."""
+    airflow = night.airflow
+    with requests.Session() as session:
+        session.trust_env = False
+        assert session.get(str(links["Media"]), timeout=30).status_code == 401
+        body = {"username": airflow.user, "password": airflow.password}
+        token = session.post(f"{airflow.url}/auth/token", json=body, timeout=30).json()["access_token"]
+        # As a browser has it.
+        session.cookies.set("_token", token)
+        gallery = f"{airflow.url}/fal-media/dags/{night.dag_id}/runs/{quote(night.run_id, safe='')}"
+        for page in (links["Media"], gallery, f"{airflow.url}/fal-media/"):
+            shown = session.get(str(page), timeout=60)
+            assert shown.status_code == 200
+            assert night.dag_id in shown.text
+        task = session.get(str(links["Media"]), timeout=60).text
+        assert [row.key for row in rows if f'"key">{row.key}<' in task] == [row.key for row in rows]
+        assert "badge flagged" in task
+        manifest = session.get(str(links["Manifest"]), timeout=30).content
+        assert manifest == (night.place / "night" / "manifest.jsonl").read_bytes()
+        file = f"{links['Media']}/rows/0/files/0"
+        media = session.get(f"{file}/media", timeout=30)
+        assert hashlib.sha256(media.content).hexdigest() == rows[0].files[0].sha256
+        thumbnail = session.get(f"{file}/thumbnail", timeout=60)
+        assert thumbnail.headers["Content-Type"] == "image/webp"
+        assert Image.open(io.BytesIO(thumbnail.content)).size == (64, 48)
 
 
 def test_a_worker_killed_while_submitting_leaves_one_wave_unknown_at_most(night: Begun) -> None:

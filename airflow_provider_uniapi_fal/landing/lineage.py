@@ -17,14 +17,14 @@ class Moved:
     What was read and what was written.
 
     :param job: the job whose result was landed
-    :param source: the manifest that was landed
+    :param sources: what was read in storage: the table of a batch, manifests
     :param destination: folder that the files were written to; None if nothing was landed
     :param manifest: the manifest that was written
     :param files: how many files, of ``bytes`` in all
     """
 
     job: JobHandle | None = None
-    source: ObjectStoragePath | None = None
+    sources: tuple[ObjectStoragePath, ...] = ()
     destination: ObjectStoragePath | None = None
     manifest: ObjectStoragePath | None = None
     files: int = 0
@@ -33,7 +33,7 @@ class Moved:
 
 def facets(moved: Moved) -> Any:
     """
-    Return the lineage: the gateway's job or the manifest as input, the folder and the manifest as outputs.
+    Return the lineage: the gateway's job, or what was read in storage, as inputs, the folder and the manifest as outputs.
 
     The folder, not each file, is the dataset: a night has thousands. It carries their number and bytes.
 
@@ -59,8 +59,7 @@ def facets(moved: Moved) -> Any:
                 name=f"{moved.job.dialect}/{moved.job.model}/requests/{moved.job.request_id}",
             )
         )
-    if moved.source is not None:
-        inputs.append(Dataset(*_named(moved.source)))
+    inputs += [Dataset(*_named(source)) for source in moved.sources]
     statistics = OutputStatisticsOutputDatasetFacet(size=moved.bytes, fileCount=moved.files)
     folder = OutputDataset(*_named(moved.destination), outputFacets={"outputStatistics": statistics})
     manifest = [] if moved.manifest is None else [OutputDataset(*_named(moved.manifest))]

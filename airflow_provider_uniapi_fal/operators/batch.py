@@ -25,8 +25,9 @@ from airflow_provider_uniapi_fal.ledger.record import ON_CHANGED_ARGUMENTS, ON_U
 from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, Try
 from airflow_provider_uniapi_fal.ledger.task_state import keep_batch
 from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS, push_links
-from airflow_provider_uniapi_fal.protocol.arguments import seconds, seconds_or_none
+from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
+from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom, tell_assets
 from airflow_provider_uniapi_fal.triggers.batch import (
     FalBatchTrigger,
@@ -105,6 +106,9 @@ class FalBatchOperator(BaseOperator):
     :param deferrable: True (default) waits in the triggerer without a worker; False waits in the worker; None asks
         Airflow's ``[operators] default_deferrable``
     :param poke_interval: seconds between looks at a job; None (default) is adaptive
+    :param watch: how to learn that a job has ended: ``poll`` (default) asks for its status; ``stream`` follows fal's
+        status stream, and falls back to polls where there is none; ``auto`` lets one job find out whether the gateway
+        streams. At most 400 jobs are followed at once, each over a connection of its own; the others are polled
     :param queue_timeout: seconds in which each job must have been seen running; None (default) for no limit
     :param timeout: seconds until the wait for a job fails, default one day. Both clocks count from the submit, or
         anew from the begin of a later try
@@ -164,6 +168,7 @@ class FalBatchOperator(BaseOperator):
         on_clear: str = "missing",
         deferrable: bool | None = True,
         poke_interval: timedelta | float | None = None,
+        watch: WatchBy = "poll",
         queue_timeout: timedelta | float | None = None,
         timeout: timedelta | float = 86400.0,
         cancel_on_timeout: bool = True,
@@ -230,6 +235,7 @@ class FalBatchOperator(BaseOperator):
         self.on_clear = on_clear
         self.deferrable = deferrable
         self.poke_interval = seconds_or_none("poke_interval", poke_interval)
+        self.watch = one_of("watch", watch, WAYS)
         self.queue_timeout = seconds_or_none("queue_timeout", queue_timeout)
         self.timeout = seconds("timeout", timeout)
         if self.queue_timeout is not None and self.queue_timeout > self.timeout:
@@ -384,6 +390,7 @@ class FalBatchOperator(BaseOperator):
                 queue_timeout=self.queue_timeout,
                 cancel_on_timeout=self.cancel_on_timeout,
                 poke_interval=self.poke_interval,
+                by=self.watch,
             ),
             work=SessionSettings(
                 max_in_flight=self.max_in_flight,

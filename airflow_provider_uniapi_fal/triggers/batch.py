@@ -27,6 +27,7 @@ from airflow_provider_uniapi_fal.triggers.hub import waits
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.job import JobHandle
+    from airflow_provider_uniapi_fal.protocol.streaming import WatchBy
     from airflow_provider_uniapi_fal.triggers.hub import Waits
 
 #: Ended jobs are written down together: so many seconds after the first of them, or when there are so many.
@@ -59,6 +60,8 @@ class WatchSettings:
     :param queue_timeout: seconds in which a job must have been seen running, or None
     :param cancel_on_timeout: ask the gateway to cancel a job whose time is over
     :param poke_interval: seconds between looks, or None for adaptive
+    :param by: how to learn of the ends: ``poll``, ``stream`` or ``auto``. A stream holds a connection for each job,
+        and one batch may have ten thousand
     """
 
     began: float
@@ -66,6 +69,7 @@ class WatchSettings:
     queue_timeout: float | None = None
     cancel_on_timeout: bool = True
     poke_interval: float | None = None
+    by: WatchBy = "poll"
 
     def watch(self, handle: JobHandle) -> Watch:
         """Return the wait for one job. The model's log lines are left out: there are too many jobs."""
@@ -77,13 +81,12 @@ class WatchSettings:
             cancel_on_timeout=self.cancel_on_timeout,
             poke_interval=self.poke_interval,
             logs=False,
-            # A stream holds a connection for each job; one batch may have ten thousand.
-            by="poll",
+            by=self.by,
         )
 
     def rest(self, handle: JobHandle, now: float) -> float:
         """Return the seconds for which a job of an unknown model may rest while others are looked at."""
-        if self.poke_interval is not None:
+        if self.poke_interval is not None or self.by != "poll":
             return 0.0
         longest = min(REST_SECONDS, self.timeout, self.queue_timeout or math.inf)
         return handle.submitted_at + longest - now

@@ -411,6 +411,7 @@ def test_a_manifest_without_its_journal_is_refused(start: Start, blocking: New) 
         ({"land_after": -1}, "land_after"),
         ({"min_success_ratio": 1.1}, "min_success_ratio"),
         ({"rate_limit": 0}, "rate_limit"),
+        ({"watch": "stare"}, "watch"),
         ({"timeout": 0}, "timeout"),
         ({"queue_timeout": 90000}, "queue_timeout"),
     ],

@@ -199,6 +199,15 @@ def test_jobs_are_looked_at_in_time_although_the_first_ones_tell_nothing(
     assert (event["ready"], event["running"]) == (2, 1)
 
 
+def test_a_batch_that_follows_streams_asks_for_no_status(start: Start, folder: ObjectStoragePath) -> None:
+    emulator = start(run_seconds=0.5, stream="offered")
+    submit(folder, "a", "b", "c")
+    event = fired(as_airflow_restores_it(trigger(folder, watch={"poke_interval": None, "by": "stream"})))
+    assert event["ready"] == 3
+    assert (len(calls(emulator, "stream")), len(calls(emulator, "result"))) == (3, 3)
+    assert calls(emulator, "status") == []
+
+
 def test_another_triggerer_goes_on_where_the_first_one_was(start: Start, folder: ObjectStoragePath) -> None:
     emulator = start()
     emulator.add_fault(fault="job", match=f"{PROMPT} b", run_seconds=1.5)

@@ -224,7 +224,10 @@ def measure_at_once(count: int) -> dict[str, Any]:
 def _at_once(name: str, count: int, watch: dict[str, Any]) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as folder,
-        EmulatorProcess(tls=True, key=KEY, queue_seconds=0.0, run_seconds=0.1, urls="gateway") as emulator,
+        # Results name media: they are rendered before, or the emulator's brush is what is measured.
+        EmulatorProcess(
+            tls=True, key=KEY, queue_seconds=0.0, run_seconds=0.1, urls="gateway", same_media=True
+        ) as emulator,
     ):
         _connect(emulator)
         emulator.add_fault(fault="body", on="status", status="IN_PROGRESS")
@@ -309,6 +312,7 @@ def measure_known(seconds: float, unknown: int, known_jobs: int) -> dict[str, An
         "run_seconds": seconds,
         "spread": 0.1,
         "urls": "gateway",
+        "same_media": True,
     }
     way: dict[str, Any] = {"latency": 0.055, "latency_spread": 0.45, "stream": "offered"}
     with EmulatorProcess(tls=True, key=KEY, **settings, **way) as emulator:

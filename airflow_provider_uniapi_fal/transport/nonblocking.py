@@ -187,10 +187,16 @@ class NonblockingTransport:
             # As in the blocking transport: a submit never goes over a connection that may be closing.
             async with await self._open(force_close=True, read_timeout=request.read_timeout) as session:
                 return await self._exchange(session, request, url, headers)
+        session = self._session
+        if session is None or session.closed:
+            session = await self._opened()
+        return await self._exchange(session, request, url, headers)
+
+    async def _opened(self) -> aiohttp.ClientSession:
         async with self._opening:
             if self._session is None or self._session.closed:
                 self._session = await self._open(force_close=False)
-        return await self._exchange(self._session, request, url, headers)
+            return self._session
 
     def _proxy_for(self, url: str) -> str | None:
         """Return the proxy; all addresses have one origin, and reading the environment costs more than a poll."""

@@ -91,13 +91,16 @@ def reply_of(
     oversized = len(body) > max_body
     return HttpReply(
         status,
-        {
-            name.lower(): without_key(account, value.encode("latin-1", "replace")).decode("latin-1")
-            for name, value in headers.items()
-        },
+        {name.lower(): _header_without_key(account, value) for name, value in headers.items()},
         b"" if oversized else without_key(account, body),
         oversized,
     )
+
+
+def _header_without_key(account: GatewayAccount, value: str) -> str:
+    if not value.isascii():
+        return without_key(account, value.encode("latin-1", "replace")).decode("latin-1")
+    return value.replace(account.key, "***") if len(account.key) >= SHORTEST_SECRET else value
 
 
 def without_key(account: GatewayAccount, text: bytes) -> bytes:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 #: Seconds between looks at a job of an unknown model: this share of its age, within these bounds.
 SHORTEST = 1.5
 LONGEST = 15.0
-SHARE_OF_AGE = 0.33
+SHARE_OF_AGE = 0.37
 
 #: Of a known model: the time in which most jobs end is divided by this, but looks are not closer than this.
 LOOKS_WHILE_DUE = 5

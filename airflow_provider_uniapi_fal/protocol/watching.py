@@ -30,6 +30,9 @@ MAX_UNCLEAR = 10
 #: Seconds after which it is looked whether a job that was asked to stop has stopped.
 CANCEL_GRACE = 2.0
 
+#: Where in the time in which a job can have ended it is taken to have ended.
+EARLY_SHARE = 0.35
+
 #: Seconds without news after which the log says that the wait goes on.
 QUIET_SECONDS = 60.0
 
@@ -346,8 +349,9 @@ def _learn(watch: Watch, experience: cadence.Experience) -> None:
     Learn how long a completed job took.
 
     It ended at some time since the last look before, and, where the gateway tells how long it ran, that long after
-    some time at which it can have started. The middle of that is taken, but at most a tenth of its age back: one
-    job that was completed at the first look must not spoil what is known, many must change it.
+    some time at which it can have started. Rather an early moment of these is taken, because a look too early costs a
+    call and one too late costs time; but no early one by far: a job that was completed at the first look must not spoil
+    what is known, many must change it.
     """
     submitted, completed = watch.handle.submitted_at, watch.completed_at or 0.0
     running = watch.inference_time
@@ -358,7 +362,7 @@ def _learn(watch: Watch, experience: cadence.Experience) -> None:
         earliest = max(earliest, pending + running)
         if watch.running_since is not None:
             latest = min(completed, max(watch.running_since + running, earliest))
-    ended = (min(earliest, latest) + latest) / 2
+    ended = min(earliest, latest) + EARLY_SHARE * (latest - min(earliest, latest))
     if running is None:
         running = ended - (pending if watch.running_since is None else (pending + watch.running_since) / 2)
     experience.learn(watch.handle.model, total=ended - submitted, running=running)

@@ -16,16 +16,17 @@ from airflow.sdk.serde import deserialize, serialize
 from airflow_provider_uniapi_fal.exceptions import FalSubmitOutcomeUnknown
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
-from airflow_provider_uniapi_fal.ledger.rows import Entry, Step, Try
+from airflow_provider_uniapi_fal.ledger.rows import Entry, Step, Try, state_of
 from airflow_provider_uniapi_fal.protocol import cadence
 from airflow_provider_uniapi_fal.triggers import batch as triggers
 from airflow_provider_uniapi_fal.triggers.batch import FalBatchTrigger, LandSettings, WatchSettings, began_of
-from tests.fakes import ARGUMENTS, KEY, MODEL, PROMPT, as_json, calls, posts, wait_until
+from tests.fakes import ARGUMENTS, KEY, MODEL, PROMPT, as_json, calls, handle, posts, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from airflow_provider_uniapi_fal.emulator.running import Emulator
+    from airflow_provider_uniapi_fal.protocol.watching import Watch
     from tests.fakes import Start
 
 
@@ -206,6 +207,29 @@ def test_a_batch_that_follows_streams_asks_for_no_status(start: Start, folder: O
     assert event["ready"] == 3
     assert (len(calls(emulator, "stream")), len(calls(emulator, "result"))) == (3, 3)
     assert calls(emulator, "status") == []
+
+
+def test_many_waits_are_begun_a_few_at_a_time_so_that_other_triggers_have_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(triggers, "BEGUN_TOGETHER", 2)
+    begun: list[Watch] = []
+    never = SimpleNamespace(add=begun.append, next_end=asyncio.Event().wait)
+
+    async def run() -> list[int]:
+        watching = triggers.Watching(cast("Any", never), WatchSettings(0.0, poke_interval=1.0), Try())
+        for number in range(5):
+            job = handle(request_id=f"{number:036}", submitted_at=0.0)
+            entry = Entry(f"{number}", 1, Step.SUBMITTED, "asked", 1, 2, 0.0, handle=job)
+            watching.add(state_of(entry, (1, number, "a"), "segment"))
+        counts = []
+        for _ in range(4):
+            await watching.take(0.0)
+            counts.append(len(begun))
+        await watching.close()
+        return counts
+
+    assert asyncio.run(run()) == [2, 4, 5, 5]
 
 
 def test_another_triggerer_goes_on_where_the_first_one_was(start: Start, folder: ObjectStoragePath) -> None:

@@ -167,7 +167,8 @@ def _due(seen: Seen, usual: Usual) -> tuple[float, float]:
         earliest, latest = start + usual.running.low, start + usual.running.high
     else:
         earliest = seen.pending_until + usual.running.low
-        latest = seen.running_since + usual.running.high
+        # Who was never seen in the queue most likely was not there for long.
+        latest = (seen.running_since if seen.pending_until else 0.0) + usual.running.high
     if seen.age < usual.total.high:
         # It goes as most do, so the whole way tells more than its parts, whose borders were not seen.
         return max(min(earliest, usual.total.high), usual.total.low), usual.total.high

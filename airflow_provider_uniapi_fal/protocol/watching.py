@@ -31,7 +31,7 @@ MAX_UNCLEAR = 10
 CANCEL_GRACE = 2.0
 
 #: Where in the time in which a job can have ended it is taken to have ended.
-EARLY_SHARE = 0.35
+EARLY_SHARE = 0.15
 
 #: Seconds without news after which the log says that the wait goes on.
 QUIET_SECONDS = 60.0

@@ -187,10 +187,9 @@ class NonblockingTransport:
             # As in the blocking transport: a submit never goes over a connection that may be closing.
             async with await self._open(force_close=True, read_timeout=request.read_timeout) as session:
                 return await self._exchange(session, request, url, headers)
-        session = self._session
-        if session is None or session.closed:
-            session = await self._opened()
-        return await self._exchange(session, request, url, headers)
+        if self._session is None or self._session.closed:
+            return await self._exchange(await self._opened(), request, url, headers)
+        return await self._exchange(self._session, request, url, headers)
 
     async def _opened(self) -> aiohttp.ClientSession:
         async with self._opening:

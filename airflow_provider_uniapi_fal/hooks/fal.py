@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import random
+import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.sdk import BaseHook
@@ -30,17 +34,18 @@ from airflow_provider_uniapi_fal.protocol.job import JobResult
 from airflow_provider_uniapi_fal.protocol.messages import HttpReply
 from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount, read_account
 from airflow_provider_uniapi_fal.transport.blocking import BlockingTransport
-from airflow_provider_uniapi_fal.transport.nonblocking import NonblockingTransport, pooled
 
 if TYPE_CHECKING:
-    from contextlib import AbstractAsyncContextManager
-
     from airflow.sdk import Connection
 
     from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobStatus
     from airflow_provider_uniapi_fal.protocol.messages import Flow, HttpRequest
+    from airflow_provider_uniapi_fal.transport.nonblocking import NonblockingTransport
 
 DEFAULT_CONN_ID = "fal_default"
+
+#: The transport for event loops.
+NONBLOCKING = "airflow_provider_uniapi_fal.transport.nonblocking"
 
 #: How long the jobs of each model take, as far as this process has seen them end.
 EXPERIENCE = Experience()
@@ -104,13 +109,22 @@ class FalHook(BaseHook):
             self._account = account
         return self._account
 
-    def pool(self, max_body: int | None = None) -> AbstractAsyncContextManager[NonblockingTransport]:
+    @asynccontextmanager
+    async def pool(self, max_body: int | None = None) -> AsyncIterator[NonblockingTransport]:
         """
         Lend the transport that all waits of this account share on the running event loop.
 
         :param max_body: bytes of a reply that are read at most; None for the usual bound
         """
-        return pooled(self.account) if max_body is None else pooled(self.account, max_body)
+        if NONBLOCKING not in sys.modules:
+            # Importing aiohttp takes longer than most else that a task does: only who needs it does that, and not on
+            # an event loop.
+            await asyncio.to_thread(import_module, NONBLOCKING)
+        from airflow_provider_uniapi_fal.transport.nonblocking import pooled
+
+        lent = pooled(self.account) if max_body is None else pooled(self.account, max_body)
+        async with lent as transport:
+            yield transport
 
     def prepare(
         self, model: object, arguments: object, *, dialect: str = "fal", **options: Any

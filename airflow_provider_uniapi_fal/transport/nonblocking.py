@@ -15,7 +15,6 @@ import aiohttp
 from airflow_provider_uniapi_fal.protocol.messages import (
     Done,
     Flow,
-    HttpReply,
     HttpRequest,
     NotSent,
     ReplyLost,
@@ -25,6 +24,7 @@ from airflow_provider_uniapi_fal.protocol.messages import (
 )
 from airflow_provider_uniapi_fal.transport.settings import (
     MAX_BODY,
+    NoStream,
     Unsendable,
     headers_for,
     proxy_for,
@@ -45,20 +45,6 @@ MAX_CONNECTIONS = 100
 
 #: fal's headers may have 16 KB together; a reply is not to be lost because one of them is long.
 MAX_HEADER = 65536
-
-
-class NoStream(Exception):
-    """
-    There is no stream of events.
-
-    :param reply: what came instead, without its body; None if nothing came
-    :param silent: there is a connection, but no answer came over it
-    """
-
-    def __init__(self, reason: str, reply: HttpReply | None = None, *, silent: bool = False) -> None:
-        super().__init__(reason)
-        self.reply = reply
-        self.silent = silent
 
 
 class EventStream:

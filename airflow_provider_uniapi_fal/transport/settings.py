@@ -33,6 +33,20 @@ class Unsendable(OSError):
     """What keeps every request from being sent, found before any is; its text quotes no secret."""
 
 
+class NoStream(Exception):
+    """
+    There is no stream of events.
+
+    :param reply: what came instead, without its body; None if nothing came
+    :param silent: there is a connection, but no answer came over it
+    """
+
+    def __init__(self, reason: str, reply: HttpReply | None = None, *, silent: bool = False) -> None:
+        super().__init__(reason)
+        self.reply = reply
+        self.silent = silent
+
+
 def headers_for(account: GatewayAccount, request: HttpRequest, url: str) -> dict[str, str]:
     """Return the headers of a request, with the credential if its address may have it."""
     headers = {"Accept": "application/json", "User-Agent": USER_AGENT, **account.headers, **request.headers}

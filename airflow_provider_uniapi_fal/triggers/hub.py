@@ -40,7 +40,7 @@ from airflow_provider_uniapi_fal.protocol.streaming import (
     Trust,
 )
 from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, WaitMore, Watch, next_deadline
-from airflow_provider_uniapi_fal.transport.nonblocking import NoStream
+from airflow_provider_uniapi_fal.transport.settings import NoStream
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.messages import Flow

@@ -13,7 +13,7 @@ PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-
 	--progress-bar off -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test slow long browser chaos pythons docs bench bench-short bench-batch lint constraints clean
+.PHONY: help demo ui test slow long faults browser chaos pythons docs bench bench-short bench-batch lint constraints clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -33,6 +33,9 @@ slow: $(INSTALLED) ## Run the slower tests that CI runs as well: every vendor, t
 
 long: $(INSTALLED) chromium ## Run the long tests: the matrix of faults, a short form of chaos, short jobs, the browser
 	@$(BIN)/python -m pytest -m long
+
+faults: $(INSTALLED) ## Of these, the matrix of faults and the short form of chaos, which CI runs as well: ten minutes or more
+	@$(BIN)/python -m pytest -m long tests/system/matrix tests/chaos
 
 browser: $(INSTALLED) chromium ## Run the tests that drive a headless Chromium
 	@$(BIN)/python -m pytest -m browser

@@ -38,7 +38,8 @@ def a_gateway(
 def an_airflow(folder: Path, emulator: Emulator, parallelism: int = 32) -> LocalAirflow:
     """Return an Airflow in a folder, not yet started, with a connection of each way to the gateway."""
     ca_file, host = str(emulator.ca_file), emulator.url.removeprefix("https://")
-    ours = {"conn_type": "uniapi_fal", "host": emulator.url, "password": KEY}
+    media = {"media_hosts": ["127.0.0.1"]}
+    ours = {"conn_type": "uniapi_fal", "host": emulator.url, "password": KEY, "extra": media}
     authorization = {"Authorization": f"Key {KEY}"}
     http = {"conn_type": "http", "schema": "https", "host": host, "extra": authorization}
     manifests = folder / "manifests"

@@ -149,6 +149,9 @@ def shortfall(
     told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
     retry = kind not in _NO_RETRY
     why = "" if stopped is None else f" {stopped.what}"
+    if failures and stopped is None:
+        [(reason, times)] = Counter(failure.what for failure in failures).most_common(1)
+        why = f" What went wrong with {times} of them: {reason}"
     return Failure(
         kind,
         what=f"Of {len(rows)} rows, {successes} are a success, and min_success_ratio={min_success_ratio:g} asks "

@@ -111,6 +111,7 @@ def next_look(
     poke_interval: float | None,
     retry_after: float | None = None,
     usual: Usual | None = None,
+    share_of_age: float = SHARE_OF_AGE,
     jitter: float,
 ) -> float:
     """
@@ -122,12 +123,13 @@ def next_look(
     :param poke_interval: seconds between looks, or None for adaptive
     :param retry_after: seconds that the server asked to wait
     :param usual: how long jobs of its model take, if that is known
+    :param share_of_age: of an unknown model, the seconds between looks as a share of the job's age
     :param jitter: a random number from 0 to 1; spreads adaptive looks so that jobs submitted together do
         not ask together
     """
     wait = poke_interval
     if wait is None:
-        wait = _unknown(seen, jitter) if usual is None else _known(seen, usual, jitter)
+        wait = _unknown(seen, share_of_age, jitter) if usual is None else _known(seen, usual, jitter)
     return max(wait, retry_after or 0.0)
 
 
@@ -139,8 +141,8 @@ def first_look(seen: Seen, usual: Usual | None, *, jitter: float) -> float:
     return min(max(early + jitter * _while_due(early, late) - seen.age, 0.0), LONGEST_REST)
 
 
-def _unknown(seen: Seen, jitter: float) -> float:
-    wait = min(max(seen.age * SHARE_OF_AGE, SHORTEST), LONGEST)
+def _unknown(seen: Seen, share_of_age: float, jitter: float) -> float:
+    wait = min(max(seen.age * share_of_age, SHORTEST), LONGEST)
     # While it is still far back in the queue, nothing can have happened.
     return max(wait, min((seen.seconds_to_start or 0.0) / 2, LONGEST)) * (0.95 + 0.1 * jitter)
 

@@ -46,6 +46,7 @@ _SETTINGS = (
     "queue_deadline",
     "cancel_on_timeout",
     "poke_interval",
+    "share_of_age",
     "by",
     "logs",
     "news",
@@ -89,6 +90,7 @@ class Watch:
     :param queue_deadline: seconds since the epoch by which the job must have started, or None
     :param cancel_on_timeout: ask the gateway to cancel the job when a clock has run out
     :param poke_interval: fixed seconds between looks, or None for adaptive
+    :param share_of_age: adaptive, of an unknown model: seconds between looks as a share of the job's age
     :param by: how to learn of the end: ``poll``, ``stream`` or ``auto``; a fixed ``poke_interval`` is polled
     :param logs: ask for the model's log lines
     :param state: the last state seen
@@ -107,6 +109,7 @@ class Watch:
     queue_deadline: float | None = None
     cancel_on_timeout: bool = False
     poke_interval: float | None = None
+    share_of_age: float = cadence.SHARE_OF_AGE
     by: WatchBy = "auto"
     logs: bool = True
     state: JobState | None = None
@@ -232,6 +235,7 @@ def one_round(
         retry_after=retry_after,
         # A gateway that gives no clear answers is not asked closely.
         usual=usual if clear else None,
+        share_of_age=watch.share_of_age,
         jitter=jitter(),
     )
     wait = max(min([wait, *(deadline - now for deadline in clocks.values())]), 0.0)

@@ -20,6 +20,7 @@ from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states
 from airflow_provider_uniapi_fal.ledger.journal import Journal
 from airflow_provider_uniapi_fal.ledger.record import ends_the_job
 from airflow_provider_uniapi_fal.ledger.rows import Entry, RowState, Step, Try, spooled
+from airflow_provider_uniapi_fal.protocol.cadence import SHARE_OF_AGE
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, RoundEnd, Watch
@@ -35,9 +36,10 @@ GATHER_SECONDS = 1.0
 GATHER_MOST = 100
 
 #: While it is not known how long the jobs of a model take, so many of them are looked at, in the order of their
-#: submits. They tell it for all: the others rest until then, or until they are so many seconds old.
+#: submits, and closely. They tell it for all: the others rest until then, or until they are so many seconds old.
 SCOUTS = 20
-REST_SECONDS = 15.0
+SCOUTS_SHARE_OF_AGE = 0.1
+REST_SECONDS = 30.0
 
 #: Waits that are begun without a pause: the event loop is that of all triggers.
 BEGUN_TOGETHER = 100
@@ -71,8 +73,12 @@ class WatchSettings:
     poke_interval: float | None = None
     by: WatchBy = "poll"
 
-    def watch(self, handle: JobHandle) -> Watch:
-        """Return the wait for one job. The model's log lines are left out: there are too many jobs."""
+    def watch(self, handle: JobHandle, *, scout: bool = False) -> Watch:
+        """
+        Return the wait for one job. The model's log lines are left out: there are too many jobs.
+
+        :param scout: it is looked at closely, to tell how long such jobs take
+        """
         since = max(self.began, handle.submitted_at)
         return Watch(
             handle,
@@ -80,6 +86,7 @@ class WatchSettings:
             queue_deadline=None if self.queue_timeout is None else since + self.queue_timeout,
             cancel_on_timeout=self.cancel_on_timeout,
             poke_interval=self.poke_interval,
+            share_of_age=SCOUTS_SHARE_OF_AGE if scout else SHARE_OF_AGE,
             logs=False,
             by=self.by,
         )
@@ -181,14 +188,15 @@ class Watching:
         for model, resting in self._resting.items():
             while resting:
                 rest = self._settings.rest(resting[0], time.time())
-                if rest > 0 and self._looked_at[model] >= SCOUTS and not knows(model):
+                scout = rest > 0 and not knows(model)
+                if scout and self._looked_at[model] >= SCOUTS:
                     next_one = min(next_one, rest)
                     break
                 if begun >= BEGUN_TOGETHER:
                     return 0.0
                 begun += 1
                 self._looked_at[model] += 1
-                self._hub.add(self._settings.watch(resting.popleft()))
+                self._hub.add(self._settings.watch(resting.popleft(), scout=scout))
         return next_one
 
     async def close(self) -> None:

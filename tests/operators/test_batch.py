@@ -583,7 +583,7 @@ def test_the_task_fails_below_the_ratio_of_successes_that_was_asked_for(
     task = blocking(min_success_ratio=ratio)
     if fails:
         with pytest.raises(
-            FalContentRefused, match="Of 3 rows, 2 are a success.*What went wrong with 1 of them: "
+            FalContentRefused, match=r"Of 3 rows, 2 are a success.*What went wrong with 1 of them: "
         ):
             task.run()
     else:

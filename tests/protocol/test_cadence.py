@@ -95,6 +95,12 @@ def test_an_overdue_job_that_was_never_seen_in_the_queue_is_not_taken_for_one_th
     assert next_look(overdue, poke_interval=None, usual=usual, jitter=0.5) < 1.0
 
 
+def test_whoever_is_to_tell_of_all_others_is_looked_at_more_closely() -> None:
+    closely = next_look(Seen(20.0), poke_interval=None, share_of_age=0.1, jitter=0.5)
+    assert closely == pytest.approx(2.0)
+    assert next_look(Seen(20.0), poke_interval=None, jitter=0.5) > 3 * closely
+
+
 def test_far_back_in_the_queue_it_is_looked_at_less_often() -> None:
     near, far = Seen(5.0, pending_until=5.0), Seen(5.0, pending_until=5.0, seconds_to_start=20.0)
     assert next_look(far, poke_interval=None, jitter=0.5) > 4 * next_look(

@@ -2,8 +2,8 @@
 The buttons that a task shows: its media in the gallery, its manifest, and a page of the user's own.
 
 Airflow asks for a link at the end of each leg of a task and stores the answer as an XCom, also over one that was
-stored before. So an answer depends on what is in XCom, which lasts from leg to leg, and on nothing that an operator
-remembers; and :func:`push_links` stores the same answers before a wait begins.
+stored before. So an answer depends on what is in XCom, which lasts from leg to leg; :func:`push_links` stores the same
+answers before a wait begins, and in its own leg what it was told need not be asked for: each question is a call.
 """
 
 from __future__ import annotations
@@ -20,9 +20,15 @@ from airflow_provider_uniapi_fal.links.templates import filled
 from airflow_provider_uniapi_fal.links.urls import PREFIX, Urls
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+    from typing import TypeAlias
 
     from airflow.sdk import BaseOperator
+
+    Pushed: TypeAlias = Callable[[str], str | None]
+
+#: Where an operator keeps, for one leg, what it has told :func:`push_links`.
+KNOWN = "_known_to_links"
 
 log = logging.getLogger(__name__)
 
@@ -32,37 +38,37 @@ class FalLink(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
         """Return the address, or nothing if the task has not pushed what it needs."""
+        of_run, known = vars(operator).get(KNOWN, (None, {}))
 
-        def pulled(key: str) -> str | None:
-            value = XCom.get_value(ti_key=ti_key, key=key)
+        def pushed(key: str) -> str | None:
+            value = known[key] if of_run == _run(ti_key) else XCom.get_value(ti_key=ti_key, key=key)
             return value if isinstance(value, str) else None
 
-        return self.address(
-            ti_key,
-            model=_model_of(operator),
-            request_id=pulled("request_id"),
-            manifest_path=pulled("manifest_path"),
-        )
+        return self.address(ti_key, model=_model_of(operator), pushed=pushed)
 
     @abstractmethod
-    def address(self, ti: Any, *, model: str, request_id: str | None, manifest_path: str | None) -> str:
+    def address(self, ti: Any, *, model: str, pushed: Pushed) -> str:
         """
         Return the address, or an empty text if there is none.
 
         :param ti: anything with ``dag_id``, ``run_id``, ``task_id`` and ``map_index``
+        :param pushed: gives what the task has pushed as ``request_id`` or ``manifest_path``, if it has
         """
 
 
 class FalGalleryLink(FalLink):
-    """The task's media in the gallery: all of its manifest, or the row of its one request."""
+    """The task's media in the gallery: the row of its one request, or all of its manifest."""
 
     name = "Media"
 
-    def address(self, ti: Any, *, model: str, request_id: str | None, manifest_path: str | None) -> str:
+    def address(self, ti: Any, *, model: str, pushed: Pushed) -> str:
         """Return the gallery's page."""
-        if manifest_path:
+        request_id = pushed("request_id")
+        if request_id:
+            return _urls().run(ti.dag_id, ti.run_id, text=request_id)
+        if pushed("manifest_path"):
             return _urls().task(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
-        return _urls().run(ti.dag_id, ti.run_id, text=request_id) if request_id else ""
+        return ""
 
 
 class FalManifestLink(FalLink):
@@ -70,9 +76,11 @@ class FalManifestLink(FalLink):
 
     name = "Manifest"
 
-    def address(self, ti: Any, *, model: str, request_id: str | None, manifest_path: str | None) -> str:
+    def address(self, ti: Any, *, model: str, pushed: Pushed) -> str:
         """Return where the gallery hands it out."""
-        return _urls().manifest(ti.dag_id, ti.run_id, ti.task_id, ti.map_index) if manifest_path else ""
+        if not pushed("manifest_path"):
+            return ""
+        return _urls().manifest(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
 
 
 class FalJobLink(FalLink):
@@ -80,10 +88,11 @@ class FalJobLink(FalLink):
 
     name = "Job"
 
-    def address(self, ti: Any, *, model: str, request_id: str | None, manifest_path: str | None) -> str:
+    def address(self, ti: Any, *, model: str, pushed: Pushed) -> str:
         """Return what the template makes of the job."""
         template = conf.get("uniapi_fal", "job_url_template", fallback="") or ""
-        if not template or not request_id:
+        request_id = pushed("request_id") if template else None
+        if not request_id:
             return ""
         try:
             return filled(template, request_id=request_id, model=model)
@@ -112,16 +121,21 @@ def push_links(
     :param manifest_path: what was pushed as ``manifest_path``, if anything was
     """
     links: Iterable[Any] = operator.operator_extra_links
+    known = {"request_id": request_id, "manifest_path": manifest_path}
+    vars(operator)[KNOWN] = (_run(ti), known)
     try:
         for link in links:
             if isinstance(link, FalLink) and (
-                address := link.address(
-                    ti, model=_model_of(operator), request_id=request_id, manifest_path=manifest_path
-                )
+                address := link.address(ti, model=_model_of(operator), pushed=known.__getitem__)
             ):
                 ti.xcom_push(key=link.xcom_key, value=address)
     except Exception as error:  # noqa: BLE001 - a paid job does not fail over a button
         log.warning("The links of this task could not be stored: %s", error)
+
+
+def _run(ti: Any) -> tuple[Any, ...]:
+    # In dag.test() one operator object serves many runs.
+    return (ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
 
 
 def _model_of(operator: BaseOperator) -> str:

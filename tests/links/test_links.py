@@ -9,6 +9,7 @@ from urllib.parse import quote
 import pytest
 
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.links.fal import push_links
 from airflow_provider_uniapi_fal.links.templates import filled
 from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator, FalSubmitOperator
 from airflow_provider_uniapi_fal.protocol.dialects.base import Submitted
@@ -75,6 +76,24 @@ def test_without_a_template_there_is_no_page_of_the_job(monkeypatch: pytest.Monk
     monkeypatch.delenv("AIRFLOW__UNIAPI_FAL__JOB_URL_TEMPLATE")
     pulling(monkeypatch, {"request_id": "req-1"})
     assert of(FalSubmitOperator(task_id="submit", model=MODEL, arguments={}))["Job"] == ""
+
+
+def test_what_a_leg_has_pushed_is_not_asked_for_again_and_holds_for_its_own_run_only(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(
+        "airflow_provider_uniapi_fal.links.fal.XCom.get_value", lambda *, ti_key, key: asked.append(key)
+    )
+    operator = FalSubmitOperator(task_id="submit", model=MODEL, arguments={})
+    pushed: dict[str, str] = {}
+    ti = SimpleNamespace(**vars(TI), xcom_push=lambda key, value: pushed.update({key: value}))
+    push_links(operator, ti, request_id="req-1")
+    assert of(operator)["Media"] == f"{RUN}?text=req-1"
+    assert (sorted(pushed.values()), asked) == (sorted(of(operator).values()), [])
+    other = SimpleNamespace(**{**vars(TI), "run_id": "another"})
+    assert operator.operator_extra_links[0].get_link(operator, ti_key=other) == ""
+    assert asked
 
 
 @pytest.mark.parametrize("operator", [FalSubmitOperator, FalGenerateOperator])

@@ -63,6 +63,9 @@ LOOKS_A_TURN = 8
 #: Streams that are followed at once on one connection, each over a connection of its own. The others are polled.
 MAX_STREAMS = 400
 
+#: Until Python 3.12, asyncio.wait_for() loses a cancellation that comes together with what it waits for.
+CANCEL_AGAIN_SECONDS = 0.5
+
 #: A wait that comes reads the connection again if the last reading is older, so that corrections take effect.
 CONNECTION_SECONDS = 60.0
 
@@ -132,8 +135,11 @@ class Waits:
     async def close(self) -> None:
         """Drop what still waits."""
         dropped, self._waiting = self._waiting, set()
-        looks = [look for look in (wait.line.dismiss(wait) for wait in dropped) if look is not None]
-        await asyncio.gather(*looks, return_exceptions=True)
+        looks = {look for look in (wait.line.dismiss(wait) for wait in dropped) if look is not None}
+        while looks:
+            _, looks = await asyncio.wait(looks, timeout=CANCEL_AGAIN_SECONDS)
+            for look in looks:
+                look.cancel()
         for line in self._lines:
             await line.leave(self)
 
@@ -141,7 +147,7 @@ class Waits:
 class _Wait:
     """One wait in its line: a timer until its look is due, a task while it is looked at."""
 
-    __slots__ = ("follows", "line", "look", "met", "owner", "timer", "watch")
+    __slots__ = ("dropped", "follows", "line", "look", "met", "owner", "timer", "watch")
 
     def __init__(self, watch: Watch, owner: Waits, line: _Line) -> None:
         self.watch = watch
@@ -151,6 +157,7 @@ class _Wait:
         self.look: asyncio.Task[RoundEnd] | None = None
         self.follows = Trust.NONE
         self.met = False  # whether its first look has been made
+        self.dropped = False
 
     def stop_timer(self) -> None:
         if self.timer is not None:
@@ -188,6 +195,7 @@ class _Line:
     def dismiss(self, wait: _Wait) -> asyncio.Task[RoundEnd] | None:
         """Drop a wait; return its look, cancelled, if one is under way."""
         wait.stop_timer()
+        wait.dropped = True
         if wait.look is not None:
             wait.look.cancel()
             return wait.look
@@ -261,7 +269,7 @@ class _Line:
             self._streams -= 1
         if wait.follows is Trust.TRIAL:
             self._gateway.trial_ended()
-        if not look.cancelled():
+        if not look.cancelled() and not wait.dropped:
             end = look.result()
             wait.owner.tell(wait.watch)
             if isinstance(end, WaitMore):

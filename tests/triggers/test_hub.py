@@ -15,7 +15,7 @@ import pytest
 from airflow_provider_uniapi_fal.hooks.fal import FalHook, watching_round
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
-from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, Watch
+from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, WaitMore, Watch
 from airflow_provider_uniapi_fal.triggers import hub
 from airflow_provider_uniapi_fal.triggers.hub import Waits, waits
 from tests.fakes import (
@@ -272,6 +272,41 @@ def test_leaving_drops_what_waits_and_leaves_nothing_behind(
         finally:
             answers.set()
         wait_until(lambda: server.open_connections == 0)
+
+
+@pytest.mark.parametrize("then", ["goes on", "ends as if nothing were"])
+def test_a_look_that_a_cancellation_is_lost_on_is_left_behind_by_nobody(
+    then: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began = 0
+
+    async def deaf(line: Any, wait: Any) -> RoundEnd:
+        nonlocal began
+        began += 1
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            if then == "goes on":
+                await asyncio.sleep(60)
+        return WaitMore(0.0)
+
+    monkeypatch.setattr(hub._Line, "_look", deaf)
+    monkeypatch.setattr(hub, "CANCEL_AGAIN_SECONDS", 0.05)
+
+    async def run() -> None:
+        async with waits(say=silent) as waiting:
+            for number in range(3):
+                waiting.add(named(number))
+            await wait_until_begun()
+        assert len(asyncio.all_tasks()) == 1
+        await asyncio.sleep(0.1)
+        assert began == 3
+
+    async def wait_until_begun() -> None:
+        while began < 3:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(run())
 
 
 def test_those_who_stay_are_not_touched_by_those_who_leave(start: Start) -> None:

@@ -28,14 +28,14 @@ test: $(INSTALLED) ## Run all tests but the slow and the long ones
 	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not system and not packaging and not long"
 	@$(BIN)/python -m pytest -m "(system or packaging) and not slow and not long"
 
-slow: $(INSTALLED) ## Run the slower tests that CI runs as well: every vendor, the morning, the command line
+slow: $(INSTALLED) ## Run the slower tests that CI runs as well: every vendor, the morning, the command line, a short chaos
 	@$(BIN)/python -m pytest -m "slow and not long"
 
-long: $(INSTALLED) chromium ## Run the long tests: the matrix of faults, a short form of chaos, short jobs, the browser
+long: $(INSTALLED) chromium ## Run the long tests: the matrix of faults, lost workers, short jobs, the browser
 	@$(BIN)/python -m pytest -m long
 
-faults: $(INSTALLED) ## Of these, the matrix of faults and the short form of chaos, which CI runs as well: ten minutes or more
-	@$(BIN)/python -m pytest -m long tests/system/matrix tests/chaos
+faults: $(INSTALLED) ## Of these, the matrix of faults, beside the short chaos: ten minutes or more
+	@$(BIN)/python -m pytest -m "long or slow" tests/system/matrix tests/chaos
 
 browser: $(INSTALLED) chromium ## Run the tests that drive a headless Chromium
 	@$(BIN)/python -m pytest -m browser

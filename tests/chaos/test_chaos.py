@@ -150,7 +150,7 @@ def test_accidents_that_did_not_happen_are_no_success() -> None:
     ]
 
 
-@pytest.mark.long
+@pytest.mark.slow
 @pytest.mark.system
 @pytest.mark.timeout(540)
 def test_no_job_is_paid_twice_or_lost_in_a_short_chaos() -> None:

@@ -2,9 +2,9 @@
 Many waits on one event loop, without Airflow: ``python -m benchmarks.waits``.
 
 What a triggerer's loop spends on 1,000 waits at a fixed interval, by the hub, by a bare loop with one session, and with
-a session for each poll; the memory of 10,000 waits; how soon 1,000 ends in the
-same moment are known and recorded by a batch; and how many calls it takes to know the end of a job how soon, for a
-model that is unknown, for one that is known, and by the stream. Each is measured in a process of its own.
+a session for each poll; the memory of 10,000 waits; how soon 1,000 ends in the same moment are known and recorded by a
+batch; and how many calls it takes to know the end of a job how soon, for a model that is unknown, for one that is known,
+and by the stream.
 """
 
 from __future__ import annotations

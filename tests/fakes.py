@@ -24,6 +24,7 @@ from airflow_provider_uniapi_fal.emulator.running import Emulator, running_emula
 from airflow_provider_uniapi_fal.hooks import fal as hooks
 from airflow_provider_uniapi_fal.protocol.cadence import Experience
 from airflow_provider_uniapi_fal.protocol.job import JobHandle
+from airflow_provider_uniapi_fal.triggers import hub
 
 if TYPE_CHECKING:
     from datetime import datetime, timedelta
@@ -125,9 +126,10 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """
     Start emulators whose jobs end at once unless said otherwise; the connections lead to the last one.
 
-    What other tests taught this process of how long jobs take is forgotten.
+    What other tests taught this process is forgotten: how long jobs take, and whether a gateway has streams.
     """
     monkeypatch.setattr(hooks, "EXPERIENCE", Experience())
+    monkeypatch.setattr(hub, "_gateways", {})
     with contextlib.ExitStack() as stack:
 
         def begin(**settings: Any) -> Emulator:

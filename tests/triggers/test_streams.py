@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
@@ -20,13 +19,6 @@ from tests.fakes import ARGUMENTS, MODEL, Start, calls, change_key
 
 #: Jobs are so short that polls by the cadence come well after their end.
 RUN = {"run_seconds": 0.7}
-
-
-@pytest.fixture(autouse=True)
-def _nothing_is_known_of_the_gateway() -> Iterator[None]:
-    hub._gateways.clear()
-    yield
-    hub._gateways.clear()
 
 
 def submitted(count: int, **arguments: Any) -> list[JobHandle]:

@@ -17,7 +17,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -115,17 +115,44 @@ async def serving(settings: Settings, *, say: Callable[[str], None] | None = Non
         studio = Studio(settings.render_threads)
         stack.callback(studio.close)
         gateway = Gateway(settings, studio, journal)
-        app = web.Application(client_max_size=LARGEST_BODY, middlewares=[recorder(gateway, say)])
+        answering: set[asyncio.Task[Any]] = set()
+        middlewares = [_noting(answering), recorder(gateway, say)]
+        app = web.Application(client_max_size=LARGEST_BODY, middlewares=middlewares)
         for family in FAMILIES:
             add_routes(app, gateway, family)
         add_control(app, gateway)
         runner = web.AppRunner(app, access_log=None, shutdown_timeout=GRACE_SECONDS)
         await runner.setup()
+        stack.push_async_callback(_end, answering)
         stack.push_async_callback(runner.cleanup)
         await web.TCPSite(runner, settings.host, settings.port, ssl_context=tls).start()
         host, port = runner.addresses[0][:2]
         scheme = "http" if tls is None else "https"
         yield Address(f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}", ca_file)
+
+
+def _noting(answering: set[asyncio.Task[Any]]) -> Any:
+    """Return the middleware that keeps the calls that are being answered."""
+
+    @web.middleware
+    async def note(
+        request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+    ) -> web.StreamResponse:
+        task = asyncio.current_task()
+        if task is not None:
+            answering.add(task)
+            task.add_done_callback(answering.discard)
+        return await handler(request)
+
+    return note
+
+
+async def _end(answering: set[asyncio.Task[Any]]) -> None:
+    """End what aiohttp leaves: it forgets a call whose client has gone, and does not wait for one that it cancels."""
+    for task in answering:
+        task.cancel()
+    if answering:
+        await asyncio.wait(answering, timeout=GRACE_SECONDS)
 
 
 def _tls(settings: Settings, stack: contextlib.AsyncExitStack) -> tuple[ssl.SSLContext | None, str | None]:
@@ -172,21 +199,21 @@ class _ServerThread(threading.Thread):
         super().__init__(name="emulator", daemon=True)
         self._settings = settings
         self._ready = threading.Event()
-        self._loop = asyncio.new_event_loop()
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._stopped = asyncio.Event()
         self._address = Address("", None)
         self._error: BaseException | None = None
 
     def run(self) -> None:
         try:
-            self._loop.run_until_complete(self._serve())
+            asyncio.run(self._serve())
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
             self._error = error
         finally:
-            self._loop.close()
             self._ready.set()
 
     async def _serve(self) -> None:
+        self._loop = asyncio.get_running_loop()
         async with serving(self._settings) as self._address:
             self._ready.set()
             await self._stopped.wait()
@@ -198,8 +225,9 @@ class _ServerThread(threading.Thread):
         return self._address
 
     def stop(self) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop has ended by itself
-            self._loop.call_soon_threadsafe(self._stopped.set)
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):  # the loop has ended by itself
+                self._loop.call_soon_threadsafe(self._stopped.set)
         self.join(STOP_SECONDS)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
@@ -124,6 +125,46 @@ def test_a_signal_ends_it_cleanly_and_quietly(tmp_path: Path, number: signal.Sig
         process.wait()
     assert (process.returncode, rest, errors) == (0, "", "")
     assert list(tmp_path.iterdir()) == [address_file]
+
+
+# It ends as the process does, by a signal.
+IN_A_THREAD = """
+import signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+from airflow_provider_uniapi_fal.emulator.running import running_emulator
+with running_emulator(stream="silent", run_seconds=60.0, state=sys.argv[1]) as emulator:
+    print(emulator.url, flush=True)
+    signal.sigwait([signal.SIGTERM])
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[*COMMAND, "--stream=silent", "--run-seconds=60", "--state"], [sys.executable, "-c", IN_A_THREAD]],
+    ids=["process", "thread"],
+)
+def test_a_call_whose_client_has_gone_ends_with_the_emulator_quietly_and_is_in_its_state(
+    tmp_path: Path, command: list[str]
+) -> None:
+    state = tmp_path / "state.jsonl"
+    process = subprocess.Popen(
+        [*command, str(state)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        client = Client(process.stdout.readline().split()[-1])
+        stream = f"{client.url}/fal-ai/flux/requests/{client.submit()}/status/stream"
+        with pytest.raises(requests.ConnectionError):
+            requests.get(stream, headers={"Authorization": f"Key {KEY}"}, timeout=0.5)
+        client.close()
+        process.terminate()
+        _, errors = process.communicate(timeout=20)
+    finally:
+        process.kill()
+        process.wait()
+    assert (process.returncode, errors) == (0, "")
+    last = json.loads(state.read_text().splitlines()[-1])
+    assert (last["event"], last["number"], last["status"]) == ("reply", 2, None)
 
 
 def test_the_access_log_names_no_prompt_and_no_key(capfd: pytest.CaptureFixture[str]) -> None:

@@ -15,8 +15,10 @@ import psutil
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.running import Emulator
 
-#: Task processes live for a second or more; what they use after the last look at them is not seen.
-SAMPLE_SECONDS = 0.25
+#: Seconds between looks at the memory.
+MEMORY_SECONDS = 0.5
+#: The last processes of a run outlive it by so many seconds at most.
+LAST_SECONDS = 1.0
 
 
 @dataclass
@@ -41,9 +43,12 @@ class Figures:
 
 class Usage:
     """
-    CPU seconds of all processes, the ended ones included, and the most memory of some.
+    CPU seconds of a tree of processes, the ended ones included, and the most memory of some.
 
-    :param all_processes: lists those that run
+    The kernel adds what a process has used to the parent that has waited for its end, so two looks tell of every
+    process between them, however short it was. Only Linux tells: elsewhere the ended processes are missing.
+
+    :param all_processes: lists those that run, the parents of all with them
     :param watched: by name, the number of a process of which the largest child's memory is wanted: Airflow's
         components do their work in children
     """
@@ -51,40 +56,41 @@ class Usage:
     def __init__(self, all_processes: Callable[[], list[psutil.Process]], **watched: int) -> None:
         self._all = all_processes
         self._watched = watched
-        self._seen: dict[tuple[int, float], float] = {}
-        self._before: dict[tuple[int, float], float] = {}
+        self._before = 0.0
+        self.cpu = 0.0
         self.memory = dict.fromkeys(watched, 0.0)
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Usage:
-        self._sample()
-        self._before = dict(self._seen)
-        self.memory = dict.fromkeys(self._watched, 0.0)
+        self._before = self._spent()
         self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._sample()
+        time.sleep(LAST_SECONDS)
+        self.cpu = self._spent() - self._before
 
-    @property
-    def cpu(self) -> float:
-        """CPU seconds used since the beginning."""
-        return sum(spent - self._before.get(key, 0.0) for key, spent in self._seen.items())
+    def _spent(self) -> float:
+        spent = 0.0
+        for process in self._all():
+            with contextlib.suppress(psutil.Error):
+                used = process.cpu_times()
+                spent += used.user + used.system + used.children_user + used.children_system
+        return spent
 
     def _run(self) -> None:
-        while not self._stop.wait(SAMPLE_SECONDS):
-            self._sample()
+        while not self._stop.is_set():
+            self._look_at_memory()
+            self._stop.wait(MEMORY_SECONDS)
 
-    def _sample(self) -> None:
+    def _look_at_memory(self) -> None:
         parents: dict[int, int] = {}
         sizes: dict[int, float] = {}
         for process in self._all():
             with contextlib.suppress(psutil.Error):
-                spent = process.cpu_times()
-                self._seen[process.pid, process.create_time()] = spent.user + spent.system
                 parents[process.pid] = process.ppid()
                 sizes[process.pid] = process.memory_info().rss / 1e6
         for name, pid in self._watched.items():

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.measuring import write
 from benchmarks.setting import a_gateway, an_airflow
 
 if TYPE_CHECKING:
@@ -32,7 +33,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.alone", description=__doc__)
     parser.add_argument("--runs", type=int, default=7, help="runs of each way")
     parser.add_argument("--seconds", type=float, default=5.0, help="the job's time")
+    parser.add_argument("--short", action="store_true", help="one short run, to see that it runs")
+    parser.add_argument("--out", help="write the figures to this file, as JSON")
     options = parser.parse_args()
+    if options.short:
+        options.runs, options.seconds = 1, 1.0
     with (
         tempfile.TemporaryDirectory(prefix="uniapi-fal-bench-") as folder,
         a_gateway(options.seconds, spread=0.0) as emulator,
@@ -40,7 +45,8 @@ def main() -> None:
     ):
         for way in WAYS:
             airflow.wait_for_dag(way, timeout=120)
-            _overheads(way, airflow, emulator)  # what is used first is slow
+            if not options.short:
+                _overheads(way, airflow, emulator)  # what is used first is slow
         found = {way: list[tuple[float, float]]() for way in WAYS}
         for _ in range(options.runs):
             for way in WAYS:
@@ -55,6 +61,7 @@ def main() -> None:
             f"{statistics.median(of_task):.2f}",
         )
     Console(width=120).print(table)
+    write(options.out, options, run_and_task_seconds=found)
 
 
 def _overheads(way: str, airflow: LocalAirflow, emulator: Emulator) -> tuple[float, float]:

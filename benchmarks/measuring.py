@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
+import platform
 import statistics
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
@@ -29,6 +34,9 @@ class Figures:
     jobs: int = 0
     state: str = ""
     wall: float = 0.0
+    """Seconds from the trigger of the run to its end, the task that makes the rows included."""
+    wall_of_tasks: float | None = None
+    """Seconds from the first start of a task that has the rows to the end of the run's last task."""
     slowest_job: float = 0.0
     cpu: float = 0.0
     task_starts: int = 0
@@ -104,6 +112,42 @@ def _is_under(pid: int, ancestor: int, parents: Mapping[int, int]) -> bool:
         if pid == ancestor:
             return True
     return False
+
+
+def ratios(found: Iterable[Figures]) -> dict[str, float]:
+    """Return what the batch is to be judged by, of the ways that have succeeded in this run."""
+    ways = {each.way: each for each in found if each.state == "success"}
+    batch = ways.get("ours_batch")
+    if batch is None:
+        return {}
+    told = {"task starts of the batch, one of which makes its rows": float(batch.task_starts)}
+    if batch.slowest_job:
+        told["wall of the batch / slowest job"] = batch.wall / batch.slowest_job
+        if batch.wall_of_tasks is not None:
+            told["wall of the batch's task / slowest job"] = batch.wall_of_tasks / batch.slowest_job
+    for name, way in (
+        ("HTTP provider", "http_provider"),
+        ("seed's loop", "seed_loop"),
+        ("bare batch", "bare_batch"),
+    ):
+        if way in ways and batch.cpu and ways[way].jobs == batch.jobs:
+            told[f"CPU of the {name} / of the batch"] = ways[way].cpu / batch.cpu
+    return told
+
+
+def write(file: str | None, options: argparse.Namespace, **found: Any) -> None:
+    """Write figures, with where and how they were measured, to a file as JSON, if one is named."""
+    if not file:
+        return
+    about = {
+        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
+        "machine": f"{psutil.cpu_count()} cores, {psutil.virtual_memory().total / 1e9:.0f} GB, {platform.platform()}",
+        "python": platform.python_version(),
+        "options": {name: value for name, value in vars(options).items() if name != "out"},
+    }
+    path = Path(file)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"about": about, **found}, indent=2) + "\n")
 
 
 def known_after(emulator: Emulator, prompt_prefix: str) -> Iterator[tuple[dict[str, Any], float | None]]:

@@ -11,10 +11,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from airflow_provider_uniapi_fal.emulator.running import EmulatorProcess
@@ -24,18 +24,19 @@ from airflow_provider_uniapi_fal.protocol.errors import Failure
 from airflow_provider_uniapi_fal.protocol.job import JobResult
 from airflow_provider_uniapi_fal.protocol.watching import Watch
 from airflow_provider_uniapi_fal.triggers.hub import Waits, waits
+from benchmarks.measuring import write
 
 SCALE = 60.0
 OLD_KEY, NEW_KEY = "benchmark-old-key", "benchmark-new-key"
 INPUT = {"prompt": "a lighthouse", "image_size": {"width": 64, "height": 64}}
 
-#: When what happens, as shares of the night.
+#: When what happens, as shares of the night, and to how many calls, as shares of the jobs.
 FAULTS = (
-    (0.15, "rate-limit on=status times=12 retry_after=60"),
-    (0.30, "server-error on=status times=60 status=503"),
-    (0.35, "html on=result times=30 status=502"),
-    (0.55, "lost-reply on=status times=60"),
-    (0.75, "rate-limit on=result times=12 retry_after=60"),
+    (0.15, "rate-limit on=status retry_after=60", 0.04),
+    (0.30, "server-error on=status status=503", 0.2),
+    (0.35, "html on=result status=502", 0.1),
+    (0.55, "lost-reply on=status", 0.2),
+    (0.75, "rate-limit on=result retry_after=60", 0.04),
 )
 RESTART_AT = 0.45
 NEW_KEY_AT = 0.65
@@ -60,9 +61,10 @@ async def submit_all(waiting: Waits, jobs: int, seconds: float, lost: Counter[st
         waiting.add(Watch(accepted.handle, poke_interval=0.2 if number % 2 else None))  # type: ignore[union-attr]
 
 
-async def harm(emulator: EmulatorProcess, seconds: float) -> None:
+async def harm(emulator: EmulatorProcess, jobs: int, seconds: float) -> None:
     """Let happen what happens."""
-    plan: list[tuple[float, str]] = sorted([*FAULTS, (RESTART_AT, "restart"), (NEW_KEY_AT, "new key")])
+    faults = [(share, f"{rule} times={math.ceil(calls * jobs)}") for share, rule, calls in FAULTS]
+    plan: list[tuple[float, str]] = sorted([*faults, (RESTART_AT, "restart"), (NEW_KEY_AT, "new key")])
     began = time.monotonic()
     for share, what in plan:
         await asyncio.sleep(max(began + share * seconds - time.monotonic(), 0))
@@ -85,7 +87,7 @@ async def night(emulator: EmulatorProcess, jobs: int, seconds: float) -> dict[st
     lost: Counter[str] = Counter()
     async with waits(say=lambda line: None) as waiting:
         submitting = asyncio.ensure_future(submit_all(waiting, jobs, seconds, lost))
-        harming = asyncio.ensure_future(harm(emulator, seconds))
+        harming = asyncio.ensure_future(harm(emulator, jobs, seconds))
         while not submitting.done() or waiting.open:
             if not waiting.open:
                 await asyncio.sleep(0.05)
@@ -104,8 +106,11 @@ def main() -> None:
     parser.add_argument(
         "--minutes", type=float, default=30.0, help="length of the night on the emulated clock"
     )
+    parser.add_argument("--short", action="store_true", help="few jobs, to see that it runs")
     parser.add_argument("--out", help="write the figures to this file, as JSON")
     options = parser.parse_args()
+    if options.short:
+        options.jobs, options.minutes = 20, 10.0
     seconds = options.minutes * 60 / SCALE
     settings: dict[str, Any] = {"queue_seconds": 60.0, "run_seconds": 120.0, "spread": 0.5, "urls": "gateway"}
     with EmulatorProcess(time_scale=SCALE, key=OLD_KEY, **settings) as emulator:
@@ -119,8 +124,7 @@ def main() -> None:
     found["most requests in a second"] = max(requests.values())
     found["mean requests in a second"] = sum(requests.values()) / seconds
     print(json.dumps(found, indent=2))
-    if options.out:
-        Path(options.out).write_text(json.dumps(found, indent=2) + "\n")
+    write(options.out, options, **found)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,8 @@ def a_gateway(
         urls="gateway",
         cancel_url="present",
         stream="offered",
+        # One small picture for all, so that the emulator does not take the CPU that is measured.
+        same_media=True,
         latency=latency,
         latency_spread=latency_spread,
         faults=["job match=http_provider early_result_code=404"],

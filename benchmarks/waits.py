@@ -37,6 +37,7 @@ from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import Watch
 from airflow_provider_uniapi_fal.triggers.batch import FalBatchTrigger
 from airflow_provider_uniapi_fal.triggers.hub import Waits, waits
+from benchmarks.measuring import write
 
 KEY = "benchmark-key"
 MODEL = "flux/dev"
@@ -362,11 +363,10 @@ def main() -> None:
         _inside(options.inside)
         return
     if options.short:
-        found = {**measure_loops(50, 4.0, 200), **measure_at_once(50), **measure_known(3.0, 5, 5)}
+        found = {**measure_loops(50, 2.0, 200), **measure_at_once(50), **measure_known(1.5, 5, 5)}
     else:
         found = {**measure_loops(1000, 20.0, 10_000), **measure_at_once(1000), **measure_known(20.0, 20, 60)}
-    if options.out:
-        Path(options.out).write_text(json.dumps(found, indent=2) + "\n")
+    write(options.out, options, **found)
 
 
 if __name__ == "__main__":

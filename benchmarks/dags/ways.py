@@ -11,6 +11,7 @@ from airflow.providers.http.operators.http import HttpOperator
 from airflow.providers.http.sensors.http import HttpSensor
 from airflow.sdk import dag, task, task_group
 
+from airflow_provider_uniapi_fal.operators.batch import FalBatchOperator
 from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator, FalSubmitOperator
 from airflow_provider_uniapi_fal.sensors.fal import FalQueueSensor
 from benchmarks import peers
@@ -111,31 +112,23 @@ generate("ours_generate_poll_2s", poke_interval=peers.POLL_SECONDS, defer_after=
 generate("ours_ended_in_trigger", defer_after=0, end_from_trigger=True)
 generate("ours_stream", defer_after=0, watch="stream")
 
-try:
-    from airflow_provider_uniapi_fal.operators.batch import (  # type: ignore[import-not-found,unused-ignore]
-        FalBatchOperator,
+
+@dag(**OPTIONS)
+def ours_batch() -> None:
+    @task
+    def rows(params: Any = None) -> list[dict[str, Any]]:
+        return [{"arguments": peers.arguments(prompt)} for prompt in params["prompts"]]
+
+    FalBatchOperator(
+        task_id="job",
+        model=peers.MODEL,
+        requests=rows(),
+        manifest_path="{{ var.value.bench_manifests }}/{{ run_id }}.jsonl",
+        land_after=timedelta(minutes=5),
     )
-except ImportError:
-    # Without the batch operator this way is left out.
-    pass
-else:
 
-    @dag(**OPTIONS)
-    def ours_batch() -> None:
-        @task
-        def rows(params: Any = None) -> list[dict[str, Any]]:
-            return [{"arguments": peers.arguments(prompt)} for prompt in params["prompts"]]
 
-        FalBatchOperator(
-            task_id="job",
-            model=peers.MODEL,
-            requests=rows(),
-            manifest_path="{{ var.value.bench_manifests }}/{{ run_id }}.jsonl",
-            land_after=timedelta(minutes=5),
-        )
-
-    ours_batch()
-
+ours_batch()
 http_provider()
 plain_operator()
 bare_batch()

@@ -9,12 +9,14 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.batch.accounting import Tally
 from airflow_provider_uniapi_fal.batch.pace import Pace
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
+from airflow_provider_uniapi_fal.hooks.fal import learn
 from airflow_provider_uniapi_fal.landing.files import LandedFile
 from airflow_provider_uniapi_fal.landing.inputs import with_files
 from airflow_provider_uniapi_fal.landing.media import Lander, Landing, Limits
@@ -27,6 +29,7 @@ from airflow_provider_uniapi_fal.triggers.batch import (
     Watching,
     WatchSettings,
     in_words_of_a_batch,
+    learn_from,
 )
 from airflow_provider_uniapi_fal.triggers.hub import waits
 
@@ -46,6 +49,9 @@ WAVE = 50
 
 #: Results that are landed and written down together.
 LAND_TOGETHER = 50
+
+#: Seconds for which the ends of further jobs are waited for, to be written down with the first.
+GATHER_SECONDS = 0.25
 
 #: Results too long for the journal that are in memory at once.
 LONG_RESULTS = 2
@@ -154,11 +160,24 @@ class Session:
                 Lander(account, limits=self._settings.limits, parallel=self._settings.parallel)
             )
             self._lander.remember(file for state in self._journal.rows.values() for file in files_of(state))
+            await self._learn()
             for state in self._plan.watch:
                 self._watching.add(state)
             self._stop_after_failures(state.step for state in self._journal.rows.values())
             await self._conduct(linger)
             return self._watching.running
+
+    async def _learn(self) -> None:
+        """Learn from what has ended how long the jobs that still run may take."""
+        learn_from(self._journal)
+        if self._plan.watch and self._to_land:
+            keys = list(islice(self._to_land, LAND_TOGETHER))
+            for result in (await asyncio.to_thread(lambda: dict(self._journal.results(keys)))).values():
+                learn(
+                    result.handle.model,
+                    seconds_queued=result.seconds_queued,
+                    seconds_running=result.seconds_running,
+                )
 
     async def _conduct(self, linger: float | None) -> None:
         posting = asyncio.ensure_future(self._post_all())
@@ -331,7 +350,7 @@ class Session:
     # Watching
 
     async def _take(self) -> None:
-        entries = await self._watching.take(1.0)
+        entries = await self._watching.take(1.0, gather=GATHER_SECONDS)
         if not entries:
             return
         await self._write(entries)

@@ -404,9 +404,16 @@ def seconds_to_first_look(watch: watching.Watch) -> float:
     )
 
 
-def knows(model: str) -> bool:
-    """Whether this process knows how long the jobs of a model take."""
-    return EXPERIENCE.usual(model) is not None
+def usual_seconds(model: str) -> float | None:
+    """Return the seconds from submit to end within which nearly all jobs of a model end; None: not known here."""
+    usual = EXPERIENCE.usual(model)
+    return None if usual is None else usual.total.high
+
+
+def learn(model: str, *, seconds_queued: float | None, seconds_running: float | None) -> None:
+    """Let this process know how long a job took of which another one has seen the end."""
+    if seconds_queued is not None and seconds_running is not None:
+        EXPERIENCE.learn(model, total=seconds_queued + seconds_running, running=seconds_running)
 
 
 def _account_of(connection: Connection) -> GatewayAccount:

@@ -7,8 +7,6 @@ import re
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
-import puremagic
-
 #: Bytes from the beginning that tell a file's type.
 HEAD_BYTES = 8192
 
@@ -26,6 +24,9 @@ _VAGUE = (None, "", "application/octet-stream", "binary/octet-stream")
 
 def media_type(content: bytes) -> str | None:
     """Return the type of a picture, video or audio file, told from its bytes; None for anything else."""
+    # Its tables take a while to load, and whoever reads a DAG file needs none.
+    import puremagic
+
     try:
         matches = puremagic.magic_string(content[:HEAD_BYTES])
     except (puremagic.PureError, ValueError):

@@ -50,6 +50,9 @@ CANCEL_SECONDS = 2.0
 ON_FLAGGED = ("keep", "fail")
 ON_CLEAR = ("missing", "all")
 
+#: Seconds before the expected end of the last job at which a worker is called to land, if it watches for so long.
+LAND_AHEAD_SECONDS = 5.0
+
 #: Where to give the destination; for messages.
 _PLACE = "a path in storage is needed, such as s3://bucket/{{ ds }}"
 
@@ -88,7 +91,9 @@ class FalBatchOperator(BaseOperator):
     :param rate_limit: submits a second; default: no limit. When the gateway answers one submit with 429, all wait
     :param max_unfinished: jobs that have not ended, at most; default: no limit, as the queue has none
     :param land_every: results after which a worker is called to land them, default 100
-    :param land_after: seconds since the first unlanded result after which one is called, default 60
+    :param land_after: seconds since the first unlanded result after which one is called, default 60. One is called
+        as well once results are ready and, by all experience, the last job will end within ``defer_after``, five
+        seconds at most
     :param parallel: media files fetched at once, default 8
     :param max_bytes: a longer media file is refused; default 2 GiB
     :param include_arguments: put the arguments, prompts and all, into the manifest; default False
@@ -329,7 +334,7 @@ class FalBatchOperator(BaseOperator):
             trigger=FalBatchTrigger.of(
                 journal,
                 night.watch,
-                LandSettings(every, self.land_after),
+                LandSettings(every, self.land_after, min(self.defer_after, LAND_AHEAD_SECONDS)),
                 night.this_try,
                 cancel_on_kill=self.cancel_on_kill,
                 hold_until=now + RACE_SECONDS,

@@ -15,7 +15,7 @@ from airflow.sdk import ObjectStoragePath
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
-from airflow_provider_uniapi_fal.hooks.fal import FalHook, knows
+from airflow_provider_uniapi_fal.hooks.fal import FalHook, learn, usual_seconds
 from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
 from airflow_provider_uniapi_fal.ledger.journal import Journal
 from airflow_provider_uniapi_fal.ledger.record import ends_the_job
@@ -106,12 +106,24 @@ class LandSettings:
 
     :param every: results that are ready
     :param after: seconds since the first of them was ready
+    :param ahead: seconds before the end of the last job. A worker takes a while to begin, and watches, too: it lands
+        what is ready while the last jobs end. No longer than it watches before it defers again
     """
 
     every: int = 100
     after: float = 60.0
+    ahead: float = 0.0
 
-    def due(self, *, ready: int, since: float, running: int, urgent: bool) -> float:
+    def due(
+        self,
+        *,
+        ready: int,
+        since: float,
+        running: int,
+        urgent: bool,
+        over_at: float = math.inf,
+        now: float = 0.0,
+    ) -> float:
         """
         Return the moment to call a worker, in seconds since the epoch; infinite if there is no reason yet.
 
@@ -119,10 +131,16 @@ class LandSettings:
         :param since: when the first of them was
         :param running: jobs that are still watched
         :param urgent: a result is ready that only a worker can fetch: the gateway keeps it for minutes only
+        :param over_at: when the last of the jobs should end; infinite if that is not known
+        :param now: the time
         """
         if running == 0 or ready >= self.every or urgent:
             return 0.0
-        return since + self.after if ready else math.inf
+        if not ready:
+            return math.inf
+        # Jobs that are long overdue end when they like: a worker would wait for them in vain.
+        nearly_over = over_at - self.ahead if self.ahead and over_at > now - self.ahead else math.inf
+        return min(since + self.after, nearly_over)
 
 
 class Watching:
@@ -148,6 +166,16 @@ class Watching:
         """How many have not ended."""
         return len(self._rows)
 
+    def over_at(self) -> float:
+        """Return when the last of them should end, in seconds since the epoch; infinite if that is not known."""
+        usual = {model: usual_seconds(model) for model in self._resting}
+        ends = (
+            handle.submitted_at + (usual[handle.model] or math.inf)
+            for handle in (state.handle for state in self._rows.values())
+            if handle is not None
+        )
+        return max(ends, default=math.inf)
+
     def add(self, state: RowState) -> None:
         """Watch the job of a row."""
         if state.handle is None:
@@ -155,11 +183,12 @@ class Watching:
         self._rows[state.handle.request_id] = state
         self._resting.setdefault(state.handle.model, deque()).append(state.handle)
 
-    async def take(self, seconds: float) -> list[Entry]:
+    async def take(self, seconds: float, *, gather: float) -> list[Entry]:
         """
         Wait for jobs to end; return what is to be written down about them.
 
-        :param seconds: how long at most; once one has ended, others are waited for only shortly
+        :param seconds: how long at most
+        :param gather: how long others are waited for once one has ended
         """
         entries: list[Entry] = []
         until = time.monotonic() + seconds
@@ -179,7 +208,7 @@ class Watching:
             state = self._rows.pop(watch.handle.request_id)
             entries.append(ended(state, watch, end, self._try, now=time.time()))
             if len(entries) == 1:
-                until = min(until, time.monotonic() + GATHER_SECONDS)
+                until = min(until, time.monotonic() + gather)
         return entries
 
     def _look_at_more(self) -> float:
@@ -188,7 +217,7 @@ class Watching:
         for model, resting in self._resting.items():
             while resting:
                 rest = self._settings.rest(resting[0], time.time())
-                scout = rest > 0 and not knows(model)
+                scout = rest > 0 and usual_seconds(model) is None
                 if scout and self._looked_at[model] >= SCOUTS:
                     next_one = min(next_one, rest)
                     break
@@ -244,6 +273,23 @@ def waiting_to_land(journal: Journal, this_try: Try) -> list[RowState]:
     ]
 
 
+def learn_from(journal: Journal) -> None:
+    """Let this process know how long the jobs took that were landed before, of the models that it will look at."""
+    unknown = {
+        state.handle.model
+        for state in still_running(journal)
+        if state.handle is not None and usual_seconds(state.handle.model) is None
+    }
+    for state in journal.rows.values() if unknown else ():
+        landed = state.entry.landed
+        if landed and state.handle is not None and state.handle.model in unknown:
+            learn(
+                state.handle.model,
+                seconds_queued=landed.get("seconds_queued"),
+                seconds_running=landed.get("seconds_running"),
+            )
+
+
 def cancel_all(states: Iterable[RowState], say: Callable[[str], None], *, until: float = math.inf) -> None:
     """
     Ask the gateway to cancel the jobs of many rows. Blocks.
@@ -287,6 +333,7 @@ class FalBatchTrigger(BaseTrigger):
     :param watch: see :class:`WatchSettings`
     :param land_every: results that call a worker, default 100
     :param land_after: seconds since the first result after which a worker is called, default 60
+    :param land_ahead: seconds before the expected end of the last job at which a worker is called, default 0
     :param try_number: Airflow's number of the try, for the journal
     :param max_tries: Airflow's number of the last allowed try, for the journal
     :param cancel_on_kill: ask the gateway to cancel all jobs when the task is cleared or marked by a user
@@ -301,6 +348,7 @@ class FalBatchTrigger(BaseTrigger):
         watch: Mapping[str, Any],
         land_every: int = 100,
         land_after: float = 60.0,
+        land_ahead: float = 0.0,
         try_number: int = 1,
         max_tries: int = 0,
         cancel_on_kill: bool = False,
@@ -311,6 +359,7 @@ class FalBatchTrigger(BaseTrigger):
         self.watch = dict(watch)
         self.land_every = land_every
         self.land_after = land_after
+        self.land_ahead = land_ahead
         self.try_number = try_number
         self.max_tries = max_tries
         self.cancel_on_kill = cancel_on_kill
@@ -334,6 +383,7 @@ class FalBatchTrigger(BaseTrigger):
             watch=asdict(watch),
             land_every=land.every,
             land_after=land.after,
+            land_ahead=land.ahead,
             try_number=this_try.number,
             max_tries=this_try.max_tries,
             cancel_on_kill=cancel_on_kill,
@@ -349,6 +399,7 @@ class FalBatchTrigger(BaseTrigger):
                 "watch": self.watch,
                 "land_every": self.land_every,
                 "land_after": self.land_after,
+                "land_ahead": self.land_ahead,
                 "try_number": self.try_number,
                 "max_tries": self.max_tries,
                 "cancel_on_kill": self.cancel_on_kill,
@@ -392,8 +443,9 @@ class FalBatchTrigger(BaseTrigger):
     async def _watched(self) -> tuple[int, int]:
         """Watch until a worker is wanted; return how many results are ready, and how many jobs still run."""
         settings, this_try = WatchSettings(**self.watch), Try(self.try_number, self.max_tries)
-        land = LandSettings(self.land_every, self.land_after)
+        land = LandSettings(self.land_every, self.land_after, self.land_ahead)
         journal = await asyncio.to_thread(lambda: Journal.reading(ObjectStoragePath(self.journal)))
+        learn_from(journal)
         since, said_at = time.time(), time.monotonic()
         async with waits(say=_unsaid) as hub:
             watching = Watching(hub, settings, this_try)
@@ -410,22 +462,27 @@ class FalBatchTrigger(BaseTrigger):
                             since=since,
                             running=watching.running,
                             urgent=any(state.spool is None for state in ready),
+                            over_at=watching.over_at() if ready else math.inf,
+                            now=time.time(),
                         ),
                     )
                     if due <= time.time():
                         # What has ended by now, too, is not left to be asked for again.
-                        entries = await watching.take(0.0)
-                        if not entries:
-                            return len(ready), watching.running
+                        entries = await watching.take(0.0, gather=0.0)
                         await asyncio.to_thread(journal.write, entries)
-                        continue
+                        if len(entries) == GATHER_MOST:
+                            continue
+                        return len(waiting_to_land(journal, this_try)), watching.running
                     if not watching.running:
                         await asyncio.sleep(due - time.time())
                         continue
                     if time.monotonic() - said_at > SAY_EVERY:
                         said_at = time.monotonic()
                         self._say(f"{watching.running} jobs are running, {len(ready)} results wait to land.")
-                    entries = await watching.take(min(due - time.time(), SAY_EVERY))
+                    # The first end may be what a worker is to be called for: it waits for no others.
+                    entries = await watching.take(
+                        min(due - time.time(), SAY_EVERY), gather=GATHER_SECONDS if ready else 0.0
+                    )
                     if entries and not ready:
                         since = time.time()
                     await asyncio.to_thread(journal.write, entries)

@@ -23,6 +23,7 @@ from airflow_provider_uniapi_fal.exceptions import (
     FalProtocolError,
     FalSubmitOutcomeUnknown,
 )
+from airflow_provider_uniapi_fal.hooks import fal as hooks
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.rows import Step
@@ -30,6 +31,7 @@ from airflow_provider_uniapi_fal.ledger.task_state import BATCH_KEY
 from airflow_provider_uniapi_fal.operators import batch as operators
 from airflow_provider_uniapi_fal.operators.batch import FalBatchOperator
 from airflow_provider_uniapi_fal.protocol import watching
+from airflow_provider_uniapi_fal.protocol.cadence import Experience
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
 from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
 from airflow_provider_uniapi_fal.triggers import batch as triggers
@@ -206,6 +208,34 @@ def test_results_are_landed_while_others_still_run(start: Start, tmp_path: Path)
     with pytest.raises(TaskDeferred):
         task.operator().resume_execution(deferral.value.method_name, {"event": event}, task.context)
     assert sorted(path.name for path in (tmp_path / "night").glob("*.jpg")) == ["row-000.jpg", "row-001.jpg"]
+
+
+def test_the_results_that_wait_tell_a_new_process_how_long_the_other_jobs_take(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start(run_seconds=1.0)
+    emulator.add_fault(fault="job", match=f"{PROMPT} 006", stuck=True)
+    task = BatchTask(f"file://{tmp_path}/night", requests=table(7), land_every=6, **MODES["deferrable"])
+    with pytest.raises(TaskDeferred) as deferral:
+        task.operator().execute(task.context)
+    event = fired(deferral.value)
+    monkeypatch.setattr(hooks, "EXPERIENCE", Experience())
+    with pytest.raises(TaskDeferred):
+        task.operator().resume_execution(deferral.value.method_name, {"event": event}, task.context)
+    known = hooks.usual_seconds(MODEL)
+    assert known is not None
+    assert known > 0.9
+
+
+def test_a_worker_is_called_ahead_for_no_longer_than_it_would_watch(start: Start, tmp_path: Path) -> None:
+    start(run_seconds=30.0)
+    ahead = []
+    for defer_after in (0.0, 0.5):
+        task = BatchTask(f"file://{tmp_path}/{defer_after}", requests=table(1), defer_after=defer_after)
+        with pytest.raises(TaskDeferred) as deferral:
+            task.operator().execute(task.context)
+        ahead.append(deferral.value.trigger.land_ahead)
+    assert ahead == [0.0, 0.5]
 
 
 def test_rows_of_an_earlier_manifest_are_not_posted_but_carried_over(start: Start, blocking: New) -> None:

@@ -14,6 +14,7 @@ from airflow.sdk._shared.module_loading import import_string
 from airflow.sdk.serde import deserialize, serialize
 
 from airflow_provider_uniapi_fal.exceptions import FalSubmitOutcomeUnknown
+from airflow_provider_uniapi_fal.hooks import fal as hooks
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.rows import Entry, Step, Try, state_of
@@ -77,7 +78,7 @@ def test_it_is_restored_from_the_database_as_it_was(folder: ObjectStoragePath) -
     watching = FalBatchTrigger.of(
         Journal(folder),
         WatchSettings(99.5, 10.0, 5.0, False, 2.0),
-        LandSettings(7, 8.0),
+        LandSettings(7, 8.0, 3.0),
         Try(3, 4),
         cancel_on_kill=True,
         hold_until=6.0,
@@ -224,7 +225,7 @@ def test_many_waits_are_begun_a_few_at_a_time_so_that_other_triggers_have_their_
             watching.add(state_of(entry, (1, number, "a"), "segment"))
         counts = []
         for _ in range(4):
-            await watching.take(0.0)
+            await watching.take(0.0, gather=0.0)
             counts.append(len(begun))
         await watching.close()
         return counts
@@ -326,3 +327,84 @@ def test_a_worker_is_called_for_enough_results_for_old_ones_or_at_the_end(
     state: dict[str, Any], due: float
 ) -> None:
     assert LandSettings().due(**state) == due
+
+
+@pytest.mark.parametrize(
+    ("about", "due"),
+    [
+        ({"over_at": 40.0}, 35.0),
+        ({"over_at": 90.0}, 65.0),  # those that are ready are not left until then
+        ({"over_at": 17.0}, 12.0),
+        ({"over_at": 15.0}, 65.0),  # long overdue
+        ({"over_at": float("inf")}, 65.0),  # of an unknown model
+        ({"over_at": 40.0, "ready": 0}, float("inf")),
+        ({"over_at": 40.0, "running": 0}, 0.0),
+    ],
+)
+def test_a_worker_is_called_a_little_before_the_last_job_should_end(
+    about: dict[str, Any], due: float
+) -> None:
+    state = {"ready": 1, "since": 5.0, "running": 3, "urgent": False, "now": 20.0}
+    assert LandSettings(ahead=5.0).due(**{**state, **about}) == due
+
+
+def test_without_that_setting_the_expected_end_calls_nobody() -> None:
+    state = {"ready": 1, "since": 5.0, "running": 3, "urgent": False, "now": 20.0}
+    assert LandSettings().due(**state, over_at=40.0) == 65.0
+
+
+def know(seconds: float) -> None:
+    for _ in range(cadence.KNOWN_AFTER):
+        hooks.learn(MODEL, seconds_queued=0.0, seconds_running=seconds)
+
+
+def test_a_worker_is_at_work_when_the_last_jobs_end(start: Start, folder: ObjectStoragePath) -> None:
+    emulator = start()
+    emulator.add_fault(fault="job", match=f"{PROMPT} c", run_seconds=60.0)
+    know(30.0)
+    submit(folder, "a", "b", "c")
+    event = fired(as_airflow_restores_it(trigger(folder, land_ahead=30.0)))
+    assert event["running"] == 1
+    assert event["ready"] >= 1
+
+
+def test_a_job_that_is_long_overdue_calls_no_worker(start: Start, folder: ObjectStoragePath) -> None:
+    emulator = start()
+    emulator.add_fault(fault="job", match=f"{PROMPT} c", run_seconds=2.0)
+    know(0.05)
+    submit(folder, "a", "b", "c")
+    event = fired(trigger(folder, land_ahead=0.01))
+    assert (event["ready"], event["running"]) == (3, 0)
+
+
+def test_what_was_landed_before_tells_how_long_the_other_jobs_take(
+    start: Start, folder: ObjectStoragePath
+) -> None:
+    start(run_seconds=0.2)
+    submit(folder, "a", "b")
+    landed = {"seconds_queued": 1.0, "seconds_running": 2.0}
+    journal = Journal.reading(folder)
+    journal.write(
+        Entry(f"{n}", 1, Step.SUBMITTED, "asked", 1, 2, time.time(), handle=handle()) for n in range(9)
+    )
+    journal.write(
+        Entry(f"{n}", 1, Step.DELIVERED, "asked", 1, 2, time.time(), landed=landed) for n in range(9)
+    )
+    fired(trigger(folder, watch={"poke_interval": 0.05}))
+    known = hooks.usual_seconds(MODEL)
+    assert known is not None
+    assert known > 2.0
+
+
+def test_nothing_is_learned_of_a_model_that_nobody_waits_for(folder: ObjectStoragePath, start: Start) -> None:
+    start()
+    journal = Journal.opened(folder, Owner("nights", "tonight", "batch"))
+    landed = {"seconds_queued": 1.0, "seconds_running": 2.0}
+    journal.write(
+        Entry(f"{n}", 1, Step.SUBMITTED, "asked", 1, 2, time.time(), handle=handle()) for n in range(9)
+    )
+    journal.write(
+        Entry(f"{n}", 1, Step.DELIVERED, "asked", 1, 2, time.time(), landed=landed) for n in range(9)
+    )
+    triggers.learn_from(Journal.reading(folder))
+    assert hooks.usual_seconds(MODEL) is None

@@ -137,9 +137,9 @@ def links_are_stored(operator: BaseOperator) -> None:
     Links that are not ours stay. Airflow runs a copy of the operator that serves one leg, so that no other run
     and not the class, from which the interface takes the links, is concerned.
     """
-    operator.operator_extra_links = [
-        link for link in operator.operator_extra_links if not isinstance(link, FalLink)
-    ]
+    others = [link for link in operator.operator_extra_links if not isinstance(link, FalLink)]
+    # Not by assignment: a property of a user's own class would refuse it, and fail a paid job over a button.
+    vars(operator)["operator_extra_links"] = others
 
 
 def _model_of(operator: BaseOperator) -> str:

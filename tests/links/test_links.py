@@ -11,7 +11,7 @@ from airflow.sdk import BaseOperatorLink
 from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
-from airflow_provider_uniapi_fal.links.fal import push_links
+from airflow_provider_uniapi_fal.links.fal import links_are_stored, push_links
 from airflow_provider_uniapi_fal.links.templates import filled
 from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator, FalSubmitOperator
 from airflow_provider_uniapi_fal.protocol.dialects.base import Submitted
@@ -110,6 +110,19 @@ def test_what_a_leg_has_stored_airflow_does_not_store_again_but_a_users_own_link
     push_links(running, ti, request_id="req-2")
     assert pushed["_link_FalGalleryLink"] == f"{RUN}?text=req-2"
     assert names(operator) == names(UsersOperator) == ["Media", "Job", "Bill"]
+
+
+def test_links_that_are_a_property_of_a_users_own_class_are_left_to_airflow(start: Start) -> None:
+    class Own(FalSubmitOperator):
+        @property
+        def operator_extra_links(self) -> Any:  # type: ignore[override]
+            return [UsersLink()]
+
+    start()
+    operator = Own(task_id="submit", model=MODEL, arguments=ARGUMENTS)
+    assert operator.execute(Task().context)
+    links_are_stored(operator)
+    assert names(operator) == ["Bill"]
 
 
 def test_links_that_could_not_be_stored_are_left_to_airflow() -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 from typing import Any, Protocol
 
 from airflow_provider_uniapi_fal.exceptions import error_of
-from airflow_provider_uniapi_fal.ledger.record import JobRecord
+from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
 from airflow_provider_uniapi_fal.protocol.errors import unknown_outcome
 
 KEY = "uniapi_fal:job"
@@ -63,10 +63,18 @@ class TaskLedger:
             ) from error
 
     def write(self, record: JobRecord) -> None:
-        """Write the record and make sure that it is there: a submit must not go out without its intent."""
+        """
+        Write the record; an intent is read again, because no submit must go out without it.
+
+        What is written later rests on the answer to the write, which Airflow gives when the record is committed.
+        Were it lost all the same, to find that out would not help: the next try would see the record before it
+        in either case, an intent or a job to be looked at again.
+
+        :raises Exception: whatever Airflow raises if its store did not take the record
+        """
         data = record.to_json()
         self._store.set(KEY, data, retention=RETENTION)
-        if self._store.get(KEY) != data:
+        if record.phase is Phase.INTENT and self._store.get(KEY) != data:
             raise RuntimeError("Airflow's task state store did not keep the record of this task's job.")
 
     def forget(self) -> None:

@@ -2,8 +2,9 @@
 The buttons that a task shows: its media in the gallery, its manifest, and a page of the user's own.
 
 Airflow asks for a link at the end of each leg of a task and stores the answer as an XCom, also over one that was
-stored before. So an answer depends on what is in XCom, which lasts from leg to leg; :func:`push_links` stores the same
-answers before a wait begins, and in its own leg what it was told need not be asked for: each question is a call.
+stored before. So an answer depends on what is in XCom, which lasts from leg to leg. :func:`push_links` stores the
+answers before a wait begins; what is stored is not asked for any more, because each question and each answer is a call
+to Airflow's API server.
 """
 
 from __future__ import annotations
@@ -20,15 +21,12 @@ from airflow_provider_uniapi_fal.links.templates import filled
 from airflow_provider_uniapi_fal.links.urls import PREFIX, Urls
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable
     from typing import TypeAlias
 
     from airflow.sdk import BaseOperator
 
     Pushed: TypeAlias = Callable[[str], str | None]
-
-#: Where an operator keeps, for one leg, what it has told :func:`push_links`.
-KNOWN = "_known_to_links"
 
 log = logging.getLogger(__name__)
 
@@ -38,10 +36,9 @@ class FalLink(BaseOperatorLink):
 
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
         """Return the address, or nothing if the task has not pushed what it needs."""
-        of_run, known = vars(operator).get(KNOWN, (None, {}))
 
         def pushed(key: str) -> str | None:
-            value = known[key] if of_run == _run(ti_key) else XCom.get_value(ti_key=ti_key, key=key)
+            value = XCom.get_value(ti_key=ti_key, key=key)
             return value if isinstance(value, str) else None
 
         return self.address(ti_key, model=_model_of(operator), pushed=pushed)
@@ -112,7 +109,7 @@ def push_links(
     operator: BaseOperator, ti: Any, *, request_id: str | None = None, manifest_path: str | None = None
 ) -> None:
     """
-    Store the links of a task now, so that they are there while it waits.
+    Store the links of a task now, so that they are there while it waits; Airflow does not store them again.
 
     They are a convenience: whatever goes wrong with them is logged, and the task goes on.
 
@@ -120,22 +117,29 @@ def push_links(
     :param request_id: what was pushed as ``request_id``, if anything was
     :param manifest_path: what was pushed as ``manifest_path``, if anything was
     """
-    links: Iterable[Any] = operator.operator_extra_links
     known = {"request_id": request_id, "manifest_path": manifest_path}
-    vars(operator)[KNOWN] = (_run(ti), known)
     try:
-        for link in links:
+        for link in type(operator).operator_extra_links:
             if isinstance(link, FalLink) and (
                 address := link.address(ti, model=_model_of(operator), pushed=known.__getitem__)
             ):
                 ti.xcom_push(key=link.xcom_key, value=address)
     except Exception as error:  # noqa: BLE001 - a paid job does not fail over a button
         log.warning("The links of this task could not be stored: %s", error)
+    else:
+        links_are_stored(operator)
 
 
-def _run(ti: Any) -> tuple[Any, ...]:
-    # In dag.test() one operator object serves many runs.
-    return (ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
+def links_are_stored(operator: BaseOperator) -> None:
+    """
+    Keep Airflow from storing the links again at the end of this leg: they are in XCom, from this leg or the one before.
+
+    Links that are not ours stay. Airflow runs a copy of the operator that serves one leg, so that no other run
+    and not the class, from which the interface takes the links, is concerned.
+    """
+    others = [link for link in operator.operator_extra_links if not isinstance(link, FalLink)]
+    # Not by assignment: a property of a user's own class would refuse it, and fail a paid job over a button.
+    vars(operator)["operator_extra_links"] = others
 
 
 def _model_of(operator: BaseOperator) -> str:

@@ -21,8 +21,10 @@ from airflow_provider_uniapi_fal.ledger.record import (
     ends_the_job,
 )
 from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
+from airflow_provider_uniapi_fal.links.fal import links_are_stored
 from airflow_provider_uniapi_fal.operators.submitting import SubmittingOperator, handle_in, in_phase
 from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
+from airflow_provider_uniapi_fal.protocol.job import JobHandle
 from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
 from airflow_provider_uniapi_fal.protocol.watching import WaitMore, Watch
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom, summary
@@ -37,7 +39,7 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from airflow_provider_uniapi_fal.protocol.errors import Failure
-    from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
+    from airflow_provider_uniapi_fal.protocol.job import JobResult
 
 #: Seconds that a killed task may spend on finding out whether a user has killed it. Airflow allows five.
 KILL_SECONDS = 3.0
@@ -165,9 +167,10 @@ class GeneratingOperator(SubmittingOperator):
 
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Take what the trigger brought: return the result as JSON values, or raise what went wrong."""
+        links_are_stored(self)
         ledger = TaskLedger(context["task_state_store"])
         with failure_in_xcom(context):
-            record = ledger.read()
+            record = _of_the_job(ledger.read(), event)
             try:
                 result = result_of(event)
             except FalError as error:
@@ -229,6 +232,17 @@ class GeneratingOperator(SubmittingOperator):
 
     def _say(self, line: str) -> None:
         self.log.info("%s", line)
+
+
+def _of_the_job(record: JobRecord | None, event: Any) -> JobRecord | None:
+    """Return the record with the job that the trigger watched, if the ledger has lost the record of its submit."""
+    if record is None or record.handle is not None:
+        return record
+    try:
+        return replace(record, handle=JobHandle.from_json(event["handle"]))
+    except (TypeError, LookupError, ValueError):
+        # Such an event brings nothing that is written down.
+        return record
 
 
 def _as_the_next_try_acts(failure: Failure) -> Failure:

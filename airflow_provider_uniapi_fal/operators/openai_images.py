@@ -20,6 +20,7 @@ from airflow_provider_uniapi_fal.landing.names import Names
 from airflow_provider_uniapi_fal.landing.storage import is_plain_name, put_bytes
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
 from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
+from airflow_provider_uniapi_fal.links.fal import push_links
 from airflow_provider_uniapi_fal.operators.submitting import SubmittingOperator, given, handle_in, in_phase
 from airflow_provider_uniapi_fal.protocol.arguments import seconds
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished, Submitted
@@ -127,6 +128,7 @@ class OpenAIImagesOperator(SubmittingOperator):
             record = self.decided(hook, ledger, self._recovered(ledger), context["ti"].max_tries)
             handle = handle_in(record)
             context["ti"].xcom_push(key="request_id", value=handle.request_id)
+            push_links(self, context["ti"], request_id=handle.request_id)
             result, files = self._kept(record)
             context["ti"].xcom_push(key="result", value=result.to_json())
             if files is None:

@@ -149,7 +149,7 @@ class FalToObjectStorageOperator(BaseOperator):
             if target is not None:
                 # A reader may look for it before the task ends.
                 context["ti"].xcom_push(key="manifest_path", value=str(target))
-                push_links(self, context["ti"], manifest_path=str(target))
+            push_links(self, context["ti"], manifest_path=None if target is None else str(target))
             landed = self._landed(work, place, target)
             rows = [each.row for each in landed]
             for row in rows:

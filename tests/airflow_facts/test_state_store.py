@@ -5,15 +5,23 @@ from __future__ import annotations
 import inspect
 import uuid
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, get_type_hints
 
+import httpx
 import pytest
+import structlog
+from airflow.api_fastapi.execution_api.routes.task_state_store import set_task_state_store
 from airflow.sdk import conf
+from airflow.sdk.api.client import ServerResponseError
 from airflow.sdk.api.datamodels._generated import TIRunContext
 from airflow.sdk.exceptions import AirflowRuntimeError, ErrorType
 from airflow.sdk.execution_time import task_runner
-from airflow.sdk.execution_time.comms import ErrorResponse, SetTaskStateStore
+from airflow.sdk.execution_time.comms import CommsDecoder, ErrorResponse, SetTaskStateStore
 from airflow.sdk.execution_time.context import TaskStateStoreAccessor
+from airflow.sdk.execution_time.supervisor import ActivitySubprocess
+
+REQUEST = httpx.Request("PUT", "http://airflow.example/store")
 
 
 class Supervisor:
@@ -28,7 +36,7 @@ class Supervisor:
         return self._answer
 
 
-def store_of(supervisor: Supervisor, monkeypatch: pytest.MonkeyPatch) -> TaskStateStoreAccessor:
+def store_of(supervisor: Any, monkeypatch: pytest.MonkeyPatch) -> TaskStateStoreAccessor:
     monkeypatch.setattr(task_runner, "SUPERVISOR_COMMS", supervisor, raising=False)
     scope: Any = None
     return TaskStateStoreAccessor(ti_id=uuid.uuid4(), scope=scope)
@@ -71,6 +79,55 @@ def test_a_value_expires_after_the_retention_that_it_is_given(monkeypatch: pytes
     assert timedelta(days=60) <= message.expires_at - before < timedelta(days=61)
     assert conf.getint("state_store", "default_retention_days") < 60
     assert conf.getboolean("state_store", "clear_on_success") is False
+
+
+@pytest.mark.parametrize(
+    "went_wrong",
+    [
+        ServerResponseError(
+            "no such task", request=REQUEST, response=httpx.Response(404, json={}, request=REQUEST)
+        ),
+        httpx.HTTPStatusError(
+            "bad gateway", request=REQUEST, response=httpx.Response(502, text="<html>", request=REQUEST)
+        ),
+        httpx.ConnectError("refused"),
+        RuntimeError("anything"),
+    ],
+)
+def test_a_write_that_was_not_taken_is_an_error_in_the_task(
+    went_wrong: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # TaskLedger.write(): only an intent is read again.
+    class Refusing(ActivitySubprocess):
+        def __init__(self) -> None:
+            self.answers: list[Any] = []
+
+        def _deserialize_request(self, body: Any) -> Any:
+            return body
+
+        def _handle_request(self, msg: Any, log: Any, req_id: int) -> None:
+            raise went_wrong
+
+        def send_msg(self, msg: Any, request_id: int, error: Any = None, **dump_opts: Any) -> None:
+            self.answers.append(SimpleNamespace(body=msg, error=error and error.model_dump()))
+
+    supervisor = Refusing()
+    requests = supervisor.handle_requests(structlog.get_logger())
+    next(requests)
+    comms = CommsDecoder[Any, Any](socket=None)  # type: ignore[arg-type]
+
+    def send(msg: Any) -> Any:
+        requests.send(SimpleNamespace(id=1, body=msg.model_dump(), context_carrier=None))  # type: ignore[arg-type]
+        return comms._from_frame(supervisor.answers.pop())
+
+    with pytest.raises(AirflowRuntimeError, match="API_SERVER_ERROR"):
+        store_of(SimpleNamespace(send=send), monkeypatch).set("k", 1)
+
+
+def test_an_answer_to_a_write_is_given_when_it_is_committed() -> None:
+    # TaskLedger.write(): a dependency of scope "request" would be left, and commit, after the reply has been sent.
+    session = get_type_hints(set_task_state_store, include_extras=True)["session"]
+    assert [dependency.scope for dependency in session.__metadata__] == ["function"]
 
 
 def test_a_task_is_told_its_last_allowed_try() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 from airflow_provider_uniapi_fal.exceptions import FalSubmitOutcomeUnknown
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
 from airflow_provider_uniapi_fal.ledger.task_state import KEY, RETENTION, TaskLedger
-from tests.fakes import ForgetfulStore, StateStore
+from tests.fakes import ForgetfulStore, StateStore, handle
 
 RECORD = JobRecord(Phase.INTENT, "asked", 2, 1.0)
 
@@ -42,9 +43,25 @@ def test_a_store_that_cannot_be_reached_is_an_error_and_never_absent() -> None:
         TaskLedger(Unreachable()).read()
 
 
-def test_a_write_that_was_silently_dropped_is_noticed() -> None:
+def test_an_intent_that_was_silently_dropped_is_noticed() -> None:
     with pytest.raises(RuntimeError, match="did not keep the record"):
         TaskLedger(ForgetfulStore()).write(RECORD)
+
+
+def test_only_an_intent_is_read_again_the_rest_relies_on_the_answer_to_its_write() -> None:
+    asked = []
+
+    class Asked(StateStore):
+        def get(self, key: str, default: Any = None) -> Any:
+            asked.append(key)
+            return super().get(key, default)
+
+    ledger = TaskLedger(Asked())
+    ledger.write(RECORD)
+    assert asked == [KEY]
+    for phase in (Phase.SUBMITTED, Phase.DELIVERED):
+        ledger.write(replace(RECORD, phase=phase, handle=handle()))
+    assert asked == [KEY]
 
 
 def test_a_record_is_kept_for_longer_than_airflow_keeps_state_by_default() -> None:

@@ -7,14 +7,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import pytest
+from airflow.sdk import BaseOperatorLink
+from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
-from airflow_provider_uniapi_fal.links.fal import push_links
+from airflow_provider_uniapi_fal.links.fal import links_are_stored, push_links
 from airflow_provider_uniapi_fal.links.templates import filled
 from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator, FalSubmitOperator
 from airflow_provider_uniapi_fal.protocol.dialects.base import Submitted
 from airflow_provider_uniapi_fal.transfers.fal_to_object_storage import FalToObjectStorageOperator
-from tests.fakes import ARGUMENTS, MODEL, Task
+from tests.fakes import ARGUMENTS, MODEL, Task, fired
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -78,22 +80,75 @@ def test_without_a_template_there_is_no_page_of_the_job(monkeypatch: pytest.Monk
     assert of(FalSubmitOperator(task_id="submit", model=MODEL, arguments={}))["Job"] == ""
 
 
-def test_what_a_leg_has_pushed_is_not_asked_for_again_and_holds_for_its_own_run_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    asked: list[str] = []
-    monkeypatch.setattr(
-        "airflow_provider_uniapi_fal.links.fal.XCom.get_value", lambda *, ti_key, key: asked.append(key)
-    )
-    operator = FalSubmitOperator(task_id="submit", model=MODEL, arguments={})
+class UsersLink(BaseOperatorLink):
+    name = "Bill"
+
+    def get_link(self, operator: Any, *, ti_key: Any) -> str:
+        return "https://gateway.example/bill"
+
+
+class UsersOperator(FalGenerateOperator):
+    operator_extra_links: Any = (*FalGenerateOperator.operator_extra_links, UsersLink())
+
+
+def names(operator: Any) -> list[str]:
+    return [link.name for link in operator.operator_extra_links]
+
+
+def test_what_a_leg_has_stored_airflow_does_not_store_again_but_a_users_own_link_it_does() -> None:
+    operator = UsersOperator(task_id="make", model=MODEL, arguments={})
+    running = operator.prepare_for_execution()
     pushed: dict[str, str] = {}
-    ti = SimpleNamespace(**vars(TI), xcom_push=lambda key, value: pushed.update({key: value}))
-    push_links(operator, ti, request_id="req-1")
-    assert of(operator)["Media"] == f"{RUN}?text=req-1"
-    assert (sorted(pushed.values()), asked) == (sorted(of(operator).values()), [])
-    other = SimpleNamespace(**{**vars(TI), "run_id": "another"})
-    assert operator.operator_extra_links[0].get_link(operator, ti_key=other) == ""
-    assert asked
+    ti: Any = SimpleNamespace(**vars(TI), xcom_push=lambda key, value: pushed.update({key: value}))
+    push_links(running, ti, request_id="req-1")
+    assert pushed == {
+        "_link_FalGalleryLink": f"{RUN}?text=req-1",
+        "_link_FalJobLink": f"https://gateway.example/jobs/req-1?model={quote(MODEL)}",
+    }
+    assert names(running) == ["Bill"]
+    # The same task again, with another job: whatever Airflow had to store is stored.
+    push_links(running, ti, request_id="req-2")
+    assert pushed["_link_FalGalleryLink"] == f"{RUN}?text=req-2"
+    assert names(operator) == names(UsersOperator) == ["Media", "Job", "Bill"]
+
+
+def test_links_that_are_a_property_of_a_users_own_class_are_left_to_airflow(start: Start) -> None:
+    class Own(FalSubmitOperator):
+        @property
+        def operator_extra_links(self) -> Any:  # type: ignore[override]
+            return [UsersLink()]
+
+    start()
+    operator = Own(task_id="submit", model=MODEL, arguments=ARGUMENTS)
+    assert operator.execute(Task().context)
+    links_are_stored(operator)
+    assert names(operator) == ["Bill"]
+
+
+def test_links_that_could_not_be_stored_are_left_to_airflow() -> None:
+    def refuse(key: str, value: str) -> None:
+        raise RuntimeError("no room")
+
+    operator = FalSubmitOperator(task_id="submit", model=MODEL, arguments={})
+    push_links(operator, SimpleNamespace(**vars(TI), xcom_push=refuse), request_id="req-1")
+    assert names(operator) == ["Media", "Job"]
+
+
+def test_a_leg_after_a_wait_stores_no_link_for_they_last_from_leg_to_leg(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("airflow_provider_uniapi_fal.operators.generating.RACE_SECONDS", 0.0)
+    start(run_seconds=0.1)
+    task = Task()
+    with pytest.raises(TaskDeferred) as deferral:
+        FalGenerateOperator(task_id="t", model=MODEL, arguments=ARGUMENTS, defer_after=0).execute(
+            task.context
+        )
+    stored, task.ti.links = task.ti.links, {}
+    resumed = FalGenerateOperator(task_id="t", model=MODEL, arguments=ARGUMENTS)
+    resumed.resume_execution("execute_complete", {"event": fired(deferral.value)}, task.context)
+    assert stored
+    assert (task.ti.links, names(resumed)) == ({}, [])
 
 
 @pytest.mark.parametrize("operator", [FalSubmitOperator, FalGenerateOperator])

@@ -39,6 +39,7 @@ from tests.fakes import (
     KEY,
     MODEL,
     PROMPT,
+    StateStore,
     Task,
     as_json,
     calls,
@@ -325,6 +326,56 @@ def test_a_wait_that_is_refused_never_ends_its_job_in_the_ledger(
     for cleared in (False, True):
         with pytest.raises(TaskDeferred):
             operator(defer_after=0.0).execute(task.next_try(cleared=cleared).context)
+    assert posts(emulator) == 1
+
+
+class LosingStore(StateStore):
+    """A store that says that it has written the records of a phase, and has not."""
+
+    def __init__(self, lost: Phase) -> None:
+        super().__init__()
+        self._lost = lost.value
+
+    def set(self, key: str, value: Any, *, retention: timedelta | None = None) -> None:
+        if value["phase"] != self._lost:
+            super().set(key, value)
+
+
+@pytest.mark.parametrize("lost", [Phase.SUBMITTED, Phase.DELIVERED])
+def test_a_record_that_is_silently_lost_costs_neither_the_result_nor_a_second_post(
+    start: Start, generate: Generate, lost: Phase
+) -> None:
+    emulator = start(**SHORT)
+    task = Task(store=LosingStore(lost))
+    first = generate(task)
+    # What was lost before the delivery is made good by it.
+    assert phase(task) is (Phase.DELIVERED if lost is Phase.SUBMITTED else Phase.SUBMITTED)
+    assert generate(task.next_try())["handle"] == first["handle"]
+    assert posts(emulator) == 1
+
+
+@pytest.mark.parametrize("lost", [Phase.SUBMITTED, Phase.ENDED])
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_record_that_is_silently_lost_leads_to_no_post_while_its_job_may_run(
+    start: Start, generate: Generate, lost: Phase, cleared: bool
+) -> None:
+    emulator = start(**LONG)
+    task = Task(store=LosingStore(lost))
+    for _ in range(2):
+        failure = fails(generate, task, timeout=0.3, cancel_on_timeout=False)
+        assert failure.may_run
+        task.next_try(cleared=cleared)
+    assert posts(emulator) == 1
+
+
+@pytest.mark.parametrize("lost", [Phase.SUBMITTED, Phase.ENDED])
+def test_a_record_that_is_silently_lost_leads_to_no_post_where_the_job_failed_for_good(
+    start: Start, generate: Generate, lost: Phase
+) -> None:
+    emulator = start(failure="result-422", **SHORT)
+    task = Task(store=LosingStore(lost))
+    fails(generate, task)
+    fails(generate, task.next_try())
     assert posts(emulator) == 1
 
 

@@ -9,6 +9,7 @@ says so; the others go on.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 import tempfile
@@ -17,11 +18,12 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import peers
 from benchmarks.measuring import Figures, Usage, ratios, take_account, write
 from benchmarks.setting import a_gateway, an_airflow
 from demo.local_airflow import LocalAirflowError
@@ -45,8 +47,8 @@ BESIDE_THE_BATCH = ("seed_loop", "http_provider", "bare_batch", "ours_batch")
 #: What an Airflow pays once, as for the API server's imports, is not charged to whoever comes first.
 WARM_UP = ("plain_operator", "ours_batch")
 WARM_UP_JOBS = 3
-#: The tasks that hand out the rows: they are none of a way's own.
-MAKES_ROWS = ("prompts", "inputs", "rows")
+#: The tasks that hand out the rows: they are none of a way's own. The batch reads a table.
+MAKES_ROWS = ("prompts", "inputs")
 
 SHORT = {
     "jobs": 2,
@@ -70,9 +72,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ) as emulator,
         an_airflow(Path(folder), emulator, options.parallelism) as airflow,
     ):
-        _warm_up(airflow, options.timeout)
+        _warm_up(airflow, Path(folder), options.timeout)
         for way in options.only or (*BY_JOB, *BESIDE_THE_BATCH):
-            found.append(_measure(way, airflow, emulator, options))
+            found.append(_measure(way, airflow, emulator, Path(folder), options))
             print(way, found[-1].state, f"{found[-1].wall:.0f} s", *found[-1].notes, flush=True)
     judged = ratios(found)
     _show(found)
@@ -104,32 +106,42 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     return options
 
 
-def _warm_up(airflow: LocalAirflow, timeout: float) -> None:
+def _warm_up(airflow: LocalAirflow, folder: Path, timeout: float) -> None:
     for way in WARM_UP:
         airflow.wait_for_dag(way, timeout=120)
-        run_id = airflow.trigger(way, {"prompts": [f"warm-up {number}" for number in range(WARM_UP_JOBS)]})
+        run_id = airflow.trigger(way, _rows(folder, "warm-up", WARM_UP_JOBS))
         state = airflow.wait_for_run(way, run_id, timeout)
         print(f"warm-up, {way}:", state, _why_failed(airflow, way, run_id), flush=True)
 
 
-def _measure(way: str, airflow: LocalAirflow, emulator: Emulator, options: argparse.Namespace) -> Figures:
+def _rows(folder: Path, mark: str, jobs: int) -> dict[str, Any]:
+    """Return what a run is told of its jobs: their prompts, and a file with the table of them."""
+    prompts = [f"{mark} {number}" for number in range(jobs)]
+    table = folder / f"{mark.replace(' ', '-')}.jsonl"
+    table.write_text("".join(json.dumps({"arguments": peers.arguments(prompt)}) + "\n" for prompt in prompts))
+    return {"prompts": prompts, "table": table.as_uri()}
+
+
+def _measure(
+    way: str, airflow: LocalAirflow, emulator: Emulator, folder: Path, options: argparse.Namespace
+) -> Figures:
     figures = Figures(way, jobs=options.batch_jobs if way in BESIDE_THE_BATCH else options.jobs)
     try:
-        _run(figures, airflow, emulator, options.timeout)
+        _run(figures, airflow, emulator, folder, options.timeout)
     except Exception as error:  # noqa: BLE001 - whatever it is, the other ways go on
         figures.state = "failed"
         figures.notes.append(f"{type(error).__name__}: {error}"[:200])
     return figures
 
 
-def _run(figures: Figures, airflow: LocalAirflow, emulator: Emulator, timeout: float) -> None:
+def _run(figures: Figures, airflow: LocalAirflow, emulator: Emulator, folder: Path, timeout: float) -> None:
     way = figures.way
     airflow.wait_for_dag(way, timeout=120)
     mark = f"{way} {os.urandom(3).hex()}"
-    prompts = [f"{mark} {number}" for number in range(figures.jobs)]
+    conf = _rows(folder, mark, figures.jobs)
     with Usage(airflow.running, triggerer=airflow.children["triggerer"].pid) as usage:
         began = time.monotonic()
-        run_id = airflow.trigger(way, conf={"prompts": prompts})
+        run_id = airflow.trigger(way, conf=conf)
         try:
             figures.state = airflow.wait_for_run(way, run_id, timeout)
         except LocalAirflowError as error:

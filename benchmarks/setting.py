@@ -44,15 +44,12 @@ def an_airflow(folder: Path, emulator: Emulator, parallelism: int = 32) -> Local
     ours = {"conn_type": "uniapi_fal", "host": emulator.url, "password": KEY, "extra": media}
     authorization = {"Authorization": f"Key {KEY}"}
     http = {"conn_type": "http", "schema": "https", "host": host, "extra": authorization}
-    manifests = folder / "manifests"
-    manifests.mkdir()
     return LocalAirflow(
         folder / "airflow",
         dags=DAGS,
         environment={
             "AIRFLOW_CONN_FAL_DEFAULT": json.dumps(ours),
             "AIRFLOW_CONN_BENCH_HTTP": json.dumps(http),
-            "AIRFLOW_VAR_BENCH_MANIFESTS": manifests.as_uri(),
             "BENCH_URL": emulator.url,
             "BENCH_KEY": KEY,
             "FAL_KEY": KEY,

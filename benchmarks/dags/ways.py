@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from datetime import timedelta
 from typing import Any, cast
 
 from airflow.providers.http.operators.http import HttpOperator
@@ -18,7 +17,7 @@ from benchmarks import peers
 
 OPTIONS: dict[str, Any] = {
     "schedule": None,
-    "params": {"prompts": []},
+    "params": {"prompts": [], "table": ""},
     "default_args": {"retries": 0},
     "max_active_tasks": 1000,
 }
@@ -115,16 +114,13 @@ generate("ours_stream", defer_after=0, watch="stream")
 
 @dag(**OPTIONS)
 def ours_batch() -> None:
-    @task
-    def rows(params: Any = None) -> list[dict[str, Any]]:
-        return [{"arguments": peers.arguments(prompt)} for prompt in params["prompts"]]
-
     FalBatchOperator(
         task_id="job",
         model=peers.MODEL,
-        requests=rows(),
-        manifest_path="{{ var.value.bench_manifests }}/{{ run_id }}.jsonl",
-        land_after=timedelta(minutes=5),
+        requests="{{ params.table }}",
+        manifest_path="{{ params.table | replace('.jsonl', '') }}/manifest.jsonl",
+        max_in_flight=50,
+        parallel=32,
     )
 
 

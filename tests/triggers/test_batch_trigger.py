@@ -344,13 +344,13 @@ def test_a_worker_is_called_for_enough_results_for_old_ones_or_at_the_end(
 def test_a_worker_is_called_a_little_before_the_last_job_should_end(
     about: dict[str, Any], due: float
 ) -> None:
-    state = {"ready": 1, "since": 5.0, "running": 3, "urgent": False, "now": 20.0}
+    state: dict[str, Any] = {"ready": 1, "since": 5.0, "running": 3, "urgent": False, "now": 20.0}
     assert LandSettings(ahead=5.0).due(**{**state, **about}) == due
 
 
 def test_without_that_setting_the_expected_end_calls_nobody() -> None:
-    state = {"ready": 1, "since": 5.0, "running": 3, "urgent": False, "now": 20.0}
-    assert LandSettings().due(**state, over_at=40.0) == 65.0
+    due = LandSettings().due(ready=1, since=5.0, running=3, urgent=False, over_at=40.0, now=20.0)
+    assert due == 65.0
 
 
 def know(seconds: float) -> None:

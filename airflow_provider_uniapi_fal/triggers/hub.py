@@ -120,6 +120,10 @@ class Waits:
             raise LookupError("no wait is open")
         return await self._ends.get()
 
+    def ends_by_now(self, most: int) -> list[tuple[Watch, RoundEnd]]:
+        """Return the waits that have ended and were not returned yet, without waiting: at most so many."""
+        return [self._ends.get_nowait() for _ in range(min(most, self._ends.qsize()))]
+
     def tell(self, watch: Watch) -> None:
         """Bring the news of a watch into the owner's log."""
         for line in watch.take_news():

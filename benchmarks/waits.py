@@ -14,6 +14,7 @@ import asyncio
 import gc
 import json
 import os
+import random
 import ssl
 import statistics
 import subprocess
@@ -22,6 +23,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -189,7 +191,7 @@ async def _wait_for(waiting: Waits, count: int, by: str) -> dict[str, float]:
 
 
 async def recorded(
-    jobs: list[JobHandle], journal: Journal, release: Callable[[], None], **watch: Any
+    jobs: list[JobHandle], journal: Journal, release: Callable[[], None], release_at: float, **watch: Any
 ) -> dict[str, Any]:
     """Let all jobs of a batch end at once; tell after how many seconds all results are in its journal."""
     watch["began"] = time.time()
@@ -203,18 +205,25 @@ async def recorded(
         return time.monotonic()
 
     firing = asyncio.ensure_future(fired())
-    # Several turns, so that they are spread over the second as they are in a long wait.
-    await asyncio.sleep(6.0)
+    await asyncio.sleep(release_at - time.time())
     await asyncio.to_thread(release)
     released = time.monotonic()
     return {"jobs": len(jobs), "recorded_after": await firing - released}
 
 
-#: How the jobs of a batch that end at once are watched.
+#: How the jobs of a batch that end at once are watched; without a fixed interval the model is known.
 AT_ONCE: dict[str, dict[str, Any]] = {
     "at once, polls every second": {"poke_interval": 1.0},
     "at once, polls every two seconds": {"poke_interval": 2.0},
+    "at once, known model": {},
 }
+
+#: Seconds that the jobs run from which the model is learned, and the share by which they differ: half a second.
+LEARNED_SECONDS = 5.0
+LEARNED_SPREAD = 0.1
+
+#: Several turns, so that polls are spread over the second as they are in a long wait.
+BEFORE_RELEASE = 8.0
 
 
 def measure_at_once(count: int) -> dict[str, Any]:
@@ -227,19 +236,37 @@ def _at_once(name: str, count: int, watch: dict[str, Any]) -> dict[str, Any]:
         tempfile.TemporaryDirectory() as folder,
         # Results name media: they are rendered before, or the emulator's brush is what is measured.
         EmulatorProcess(
-            tls=True, key=KEY, queue_seconds=0.0, run_seconds=0.1, urls="gateway", same_media=True
+            tls=True,
+            key=KEY,
+            queue_seconds=0.0,
+            run_seconds=LEARNED_SECONDS,
+            spread=LEARNED_SPREAD,
+            urls="gateway",
+            same_media=True,
         ) as emulator,
     ):
         _connect(emulator)
+        if "poke_interval" not in watch:
+            asyncio.run(known([("first", 20, "poll"), ("then", 40, "poll")]))
         emulator.add_fault(fault="body", on="status", status="IN_PROGRESS")
         jobs = [JobHandle.from_json(each) for each in _submit(emulator, count)]
+        # None is told to have ended before all have; as if they had been submitted in time for that moment.
+        release_at = max(time.time(), jobs[-1].submitted_at + LEARNED_SECONDS) + BEFORE_RELEASE
+        jobs = [
+            replace(
+                job,
+                submitted_at=release_at
+                - LEARNED_SECONDS * random.uniform(1 - LEARNED_SPREAD, 1 + LEARNED_SPREAD),
+            )
+            for job in jobs
+        ]
         journal = Journal.opened(
             ObjectStoragePath(f"file://{folder}/night.journal"), Owner("benchmark", "tonight", "batch")
         )
         journal.write(
             Entry(job.request_id, 1, Step.SUBMITTED, "asked", 1, 1, time.time(), handle=job) for job in jobs
         )
-        found = asyncio.run(recorded(jobs, journal, emulator.clear_faults, **watch))
+        found = asyncio.run(recorded(jobs, journal, emulator.clear_faults, release_at, **watch))
     print(name, found, flush=True)
     return found
 

@@ -14,6 +14,9 @@ EXCERPT_CHARS = 200
 #: Deeper JSON is taken for unreadable: no answer of a model is, and all that walks through one recurses.
 MAX_DEPTH = 100
 
+# Made once: json.loads makes a new decoder for every text that is read with a setting.
+_read = json.JSONDecoder(parse_constant=lambda _: None).decode
+
 
 @dataclass(frozen=True)
 class HttpRequest:
@@ -139,10 +142,12 @@ def read_json(reply: HttpReply) -> Any | Unreadable:
     if not text:
         return Unreadable("" if not reply.oversized else "a body too long to read")
     try:
-        value = json.loads(text, parse_constant=lambda _: None)
+        value = _read(text)
     except (ValueError, RecursionError):
         return Unreadable(excerpt(text))
-    return Unreadable(excerpt(text)) if _is_too_deep(value) else value
+    # What has fewer brackets than that is not deeper, and need not be walked through.
+    brackets = text.count("[") + text.count("{")
+    return Unreadable(excerpt(text)) if brackets > MAX_DEPTH and _is_too_deep(value) else value
 
 
 def excerpt(text: str) -> str:
@@ -168,10 +173,11 @@ def _is_too_deep(value: Any) -> bool:
 
 def _decode(body: bytes, content_type: str) -> str:
     # JSON is UTF-8 (or tells its encoding by its first bytes), whatever a server declares by habit.
-    declared = content_type.lower().partition("charset=")[2].partition(";")[0].strip(" \"'")
-    for encoding in (json.detect_encoding(body), declared):
-        try:
-            return body.decode(encoding)
-        except (LookupError, ValueError):  # no such charset, or not in it
-            continue
-    return body.decode("utf-8", errors="replace")
+    try:
+        return body.decode(json.detect_encoding(body))
+    except ValueError:
+        declared = content_type.lower().partition("charset=")[2].partition(";")[0].strip(" \"'")
+    try:
+        return body.decode(declared)
+    except (LookupError, ValueError):  # no such charset, or not in it
+        return body.decode("utf-8", errors="replace")

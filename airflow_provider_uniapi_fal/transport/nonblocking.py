@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import weakref
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -84,14 +84,22 @@ class NonblockingTransport:
         self._under_way = 0
         self._closing = False
 
-    async def run(self, flow: Flow[T]) -> T:
-        """Run a conversation to its end and return what it returns."""
+    async def run(self, flow: Flow[T], heard: Callable[[Sent, float], None] | None = None) -> T:
+        """
+        Run a conversation to its end and return what it returns.
+
+        :param heard: called with what came of each request, and the loop's time at which it was begun
+        """
         self._under_way += 1
         try:
             effect = advance(flow, None)
             while not isinstance(effect, Done):
                 if isinstance(effect, Send):
-                    effect = advance(flow, await self._send(effect.request))
+                    begun = asyncio.get_running_loop().time()
+                    sent = await self._send(effect.request)
+                    if heard is not None:
+                        heard(sent, begun)
+                    effect = advance(flow, sent)
                 else:
                     await asyncio.sleep(effect.seconds)
                     effect = advance(flow, None)
@@ -130,7 +138,7 @@ class NonblockingTransport:
                 opening = self._streams.request(
                     request.method,
                     url,
-                    params=dict(request.query),
+                    params=request.query,
                     headers=headers_for(self.account, request, url),
                     allow_redirects=False,
                     proxy=self._proxy_for(url),
@@ -222,18 +230,18 @@ class NonblockingTransport:
             async with session.request(
                 request.method,
                 url,
-                params=dict(request.query),
+                params=request.query,
                 headers=headers,
                 json=request.json,
                 allow_redirects=False,
                 proxy=proxy,
             ) as response:
-                reading = self._read(response)
                 if response.content.is_eof():
                     # Most replies are here with their headers; a clock for each would be a task for each.
-                    body = await reading
+                    body = response.content.read_nowait()
                 else:
-                    body = await asyncio.wait_for(reading, request.read_timeout or self.account.read_timeout)
+                    patience = request.read_timeout or self.account.read_timeout
+                    body = await asyncio.wait_for(self._read(response), patience)
                 return reply_of(self.account, response.status, response.headers, body, self._max_body)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:
             # No connection came about: refused, no such name, too slow, or a certificate that is not trusted.

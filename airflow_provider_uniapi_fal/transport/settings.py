@@ -103,12 +103,11 @@ def reply_of(
 ) -> HttpReply:
     """Return a reply as both transports give it: names in lower case, without the key, not too long."""
     oversized = len(body) > max_body
-    return HttpReply(
-        status,
-        {name.lower(): _header_without_key(account, value) for name, value in headers.items()},
-        b"" if oversized else without_key(account, body),
-        oversized,
-    )
+    lowered = {name.lower(): value for name, value in headers.items()}
+    together = "\n".join(lowered.values())
+    if account.key in together or not together.isascii():
+        lowered = {name: _header_without_key(account, value) for name, value in lowered.items()}
+    return HttpReply(status, lowered, b"" if oversized else without_key(account, body), oversized)
 
 
 def _header_without_key(account: GatewayAccount, value: str) -> str:

@@ -202,13 +202,14 @@ class Watching:
                 if rest < left:
                     continue
                 break
-            watch, end = self._next.result()
-            self._next = None
-            self._looked_at[watch.handle.model] -= 1
-            state = self._rows.pop(watch.handle.request_id)
-            entries.append(ended(state, watch, end, self._try, now=time.time()))
-            if len(entries) == 1:
+            if not entries:
                 until = min(until, time.monotonic() + gather)
+            first, self._next = self._next.result(), None
+            # Waiting for each of many takes turns of an event loop that is busy with their looks.
+            for watch, end in (first, *self._hub.ends_by_now(GATHER_MOST - len(entries) - 1)):
+                self._looked_at[watch.handle.model] -= 1
+                state = self._rows.pop(watch.handle.request_id)
+                entries.append(ended(state, watch, end, self._try, now=time.time()))
         return entries
 
     def _look_at_more(self) -> float:

@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from contextvars import copy_context
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 from airflow_provider_uniapi_fal.exceptions import FalError
 from airflow_provider_uniapi_fal.hooks.fal import (
@@ -29,7 +29,7 @@ from airflow_provider_uniapi_fal.hooks.fal import (
 )
 from airflow_provider_uniapi_fal.protocol import retrying
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
-from airflow_provider_uniapi_fal.protocol.messages import Done, HttpReply, advance
+from airflow_provider_uniapi_fal.protocol.messages import HttpReply
 from airflow_provider_uniapi_fal.protocol.pacing import Pace
 from airflow_provider_uniapi_fal.protocol.streaming import (
     CHECK_SECONDS,
@@ -43,11 +43,9 @@ from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, WaitMore, Wa
 from airflow_provider_uniapi_fal.transport.settings import NoStream
 
 if TYPE_CHECKING:
-    from airflow_provider_uniapi_fal.protocol.messages import Flow
+    from airflow_provider_uniapi_fal.protocol.messages import Sent
     from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
     from airflow_provider_uniapi_fal.transport.nonblocking import EventStream, NonblockingTransport
-
-T = TypeVar("T")
 
 log = logging.getLogger(__name__)
 
@@ -122,6 +120,10 @@ class Waits:
             raise LookupError("no wait is open")
         return await self._ends.get()
 
+    def ends_by_now(self, most: int) -> list[tuple[Watch, RoundEnd]]:
+        """Return the waits that have ended and were not returned yet, without waiting: at most so many."""
+        return [self._ends.get_nowait() for _ in range(min(most, self._ends.qsize()))]
+
     def tell(self, watch: Watch) -> None:
         """Bring the news of a watch into the owner's log."""
         for line in watch.take_news():
@@ -176,7 +178,7 @@ class _Line:
         self._looks = 0
         self._streams = 0
         #: Closed until a turn of the loop, or a pause, is over.
-        self._gate: asyncio.TimerHandle | None = None
+        self._gate: asyncio.Handle | None = None
         self._begun = 0
         self._pace = Pace()
         self._hook = FalHook(fal_conn_id)
@@ -229,27 +231,29 @@ class _Line:
     def _is_over(self, wait: _Wait) -> None:
         wait.timer = None
         self._due.remove(wait)
-        self._begin(wait)
+        self._begin(wait, self._loop.time())
 
     def _serve(self) -> None:
         """Begin the looks that are due, as many as may be under way, and no faster than the pace allows."""
         while self._due and self._looks < MAX_LOOKS_AT_ONCE and self._gate is None:
             now = self._loop.time()
             start = self._pace.may_start_at(now)
-            if start > now or self._begun == LOOKS_A_TURN:
+            if start > now:
                 self._gate = self._loop.call_at(start, self._open_gate)
-                return
-            self._begun += 1
-            self._begin(self._due.popleft())
+            elif self._begun == LOOKS_A_TURN:
+                self._gate = self._loop.call_soon(self._open_gate)
+            else:
+                self._begun += 1
+                self._begin(self._due.popleft(), now)
 
     def _open_gate(self) -> None:
         self._gate = None
         self._begun = 0
         self._serve()
 
-    def _begin(self, wait: _Wait) -> None:
+    def _begin(self, wait: _Wait, now: float) -> None:
         wait.stop_timer()
-        self._pace.started(self._loop.time())
+        self._pace.started(now)
         wait.follows = self._trust(wait)
         if wait.follows is Trust.NONE:
             self._looks += 1
@@ -295,7 +299,7 @@ class _Line:
         account, transport = await self._access(arriving=not wait.met)
         wait.met = True
         while True:
-            end = await transport.run(self._noting(watching_round(wait.watch)))
+            end = await transport.run(watching_round(wait.watch), self._heard)
             if not isinstance(end, Failure) or end.kind is not FailureKind.AUTH:
                 return end
             # The key in the connection may have been changed while the job ran.
@@ -364,7 +368,7 @@ class _Line:
                 continue
             heard = now
             for data in reader.feed(chunk):
-                end = await transport.run(self._noting(watching_round(watch, data)))
+                end = await transport.run(watching_round(watch, data), self._heard)
                 wait.owner.tell(watch)
                 if watch.completed_at is not None:
                     self._gateway.told()
@@ -382,23 +386,18 @@ class _Line:
             jitter=random.random(),
         )
 
-    def _noting(self, flow: Flow[T]) -> Flow[T]:
-        """Pass a conversation on, and take note of how the gateway bears it."""
-        answer = None
-        while True:
-            effect = advance(flow, answer)
-            if isinstance(effect, Done):
-                return effect.value
-            started_at = self._loop.time()
-            answer = yield effect
-            if isinstance(answer, HttpReply):
-                if answer.status == 429:
-                    self._note_refusal(answer, started_at)
-                else:
-                    self._pace.answered()
+    def _heard(self, sent: Sent, started_at: float) -> None:
+        """Take note of how the gateway bears what it is asked."""
+        if isinstance(sent, HttpReply):
+            if sent.status == 429:
+                self._note_refusal(sent, started_at)
+            else:
+                self._pace.answered()
 
     async def _access(self, *, arriving: bool = False) -> tuple[GatewayAccount, NonblockingTransport]:
         """Return the account and its transport; read the connection first if an arriving wait finds it old."""
+        if self._open and not arriving and not self._reading.locked():
+            return self._open
         async with self._reading:
             old = arriving and self._loop.time() - self._read_at > CONNECTION_SECONDS
             return self._open if self._open and not old else await self._read()

@@ -351,6 +351,23 @@ def test_news_is_told_in_the_context_of_who_waits(start: Start) -> None:
     }
 
 
+def test_ends_that_are_there_are_all_returned_at_once_and_each_once(start: Start) -> None:
+    start(run_seconds=0.0)
+    jobs = submitted(6)
+
+    async def run() -> list[str]:
+        async with waits(say=silent) as waiting:
+            for job in jobs:
+                waiting.add(Watch(job, poke_interval=0.05))
+            first, _ = await waiting.next_end()
+            await until(lambda: not waiting._waiting)
+            some, rest = waiting.ends_by_now(3), waiting.ends_by_now(100)
+            assert (len(some), len(rest), waiting.ends_by_now(100), waiting.open) == (3, 2, [], 0)
+            return [watch.handle.request_id for watch in (first, *(watch for watch, _ in some + rest))]
+
+    assert sorted(asyncio.run(run())) == sorted(job.request_id for job in jobs)
+
+
 def test_nothing_to_wait_for_is_an_error_and_no_endless_wait() -> None:
     async def run() -> None:
         async with waits(say=silent) as waiting:

@@ -324,6 +324,8 @@ class FalDialect(Dialect):
             logs=tuple(_log_lines(body.get("logs"))),
             inference_time=number(metrics.get("inference_time")) if isinstance(metrics, dict) else None,
         )
+        if not status.finished:
+            return status
         detail = Detail.of(body)
         if status.state is JobState.SUCCEEDED and (body.get("error") or body.get("error_type")):
             cancelled = detail.type in _CANCELLED_TYPES

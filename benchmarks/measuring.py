@@ -120,7 +120,7 @@ def ratios(found: Iterable[Figures]) -> dict[str, float]:
     batch = ways.get("ours_batch")
     if batch is None:
         return {}
-    told = {"task starts of the batch, one of which makes its rows": float(batch.task_starts)}
+    told = {"task starts of the batch": float(batch.task_starts)}
     if batch.slowest_job:
         told["wall of the batch / slowest job"] = batch.wall / batch.slowest_job
         if batch.wall_of_tasks is not None:

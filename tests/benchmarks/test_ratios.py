@@ -21,7 +21,7 @@ def test_the_batch_is_judged_by_ways_that_have_succeeded_with_as_many_jobs() -> 
         Figures("bare_batch", jobs=100, state="success", cpu=9.0),
     ]
     assert ratios(found) == {
-        "task starts of the batch, one of which makes its rows": 3.0,
+        "task starts of the batch": 3.0,
         "wall of the batch / slowest job": 1.5,
         "wall of the batch's task / slowest job": 1.25,
         "CPU of the seed's loop / of the batch": 23.0,

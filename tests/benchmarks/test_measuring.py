@@ -53,5 +53,6 @@ def test_the_cpu_of_short_processes_is_counted_once_and_wholly() -> None:
         for each in [*parent.children(recursive=True), parent]:
             each.kill()
         process.communicate()
-    assert 0.47 <= usage.cpu <= 0.6
+    # Half a second, in ticks of each process that are rounded down; missed children would leave 0.2, double ones make 0.8.
+    assert 0.4 <= usage.cpu <= 0.7
     assert usage.memory["parent"] > 1

@@ -402,8 +402,9 @@ def test_looks_keep_the_poke_interval(start: Start) -> None:
     fired(trigger(submitted(), poke_interval=0.3))
     looks = [each["time"] for each in calls(emulator, "status")]
     gaps = [later - earlier for earlier, later in pairwise(looks)]
-    assert len(gaps) in (3, 4)
-    assert min(gaps) >= 0.29
+    # On a busy machine a request comes later than it was sent, and the next one does not.
+    assert 2 <= len(gaps) <= 4
+    assert min(gaps) >= 0.2
 
 
 def test_the_event_loop_is_never_held_up(

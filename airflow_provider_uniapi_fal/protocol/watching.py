@@ -354,18 +354,19 @@ def _learn(watch: Watch, experience: cadence.Experience) -> None:
 
     It ended at some time since the last look before, and, where the gateway tells how long it ran, that long after
     some time at which it can have started. Rather an early moment of these is taken, because a look too early costs a
-    call and one too late costs time; but no early one by far: a job that was completed at the first look must not spoil
-    what is known, many must change it.
+    call and one too late costs time; but where only the looks bound it, no early one by far: a job that was completed at
+    the first look must not spoil what is known, many must change it.
     """
     submitted, completed = watch.handle.submitted_at, watch.completed_at or 0.0
     running = watch.inference_time
     pending = watch.pending_at or submitted
-    earliest = max(watch.looked_at or submitted, completed - 0.2 * (completed - submitted))
-    latest = completed
+    earliest, latest = watch.looked_at or submitted, completed
     if running is not None:
         earliest = max(earliest, pending + running)
-        if watch.running_since is not None:
-            latest = min(completed, max(watch.running_since + running, earliest))
+    if running is not None and watch.running_since is not None:
+        latest = min(completed, max(watch.running_since + running, earliest))
+    else:
+        earliest = max(earliest, completed - 0.2 * (completed - submitted))
     ended = min(earliest, latest) + EARLY_SHARE * (latest - min(earliest, latest))
     if running is None:
         running = ended - (pending if watch.running_since is None else (pending + watch.running_since) / 2)

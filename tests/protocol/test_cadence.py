@@ -185,6 +185,19 @@ def test_once_20_jobs_are_known_one_of_20_seconds_takes_4_looks_or_so_and_is_kno
     assert median(late) - 2 * World.ROUND_TRIP <= 0.5
 
 
+@pytest.mark.parametrize("queued", [0.0, 0.5, 2.0])
+def test_a_gateway_that_tells_how_long_a_job_ran_is_believed_however_late_its_end_was_seen(
+    queued: float,
+) -> None:
+    for seed in range(100):
+        # Of an unknown model: seconds pass between the end and the look that tells it.
+        world = World(seed)
+        running = world.twenty_seconds()[1]
+        world.wait(queued, running)
+        [[(total, _)]] = world.experience._jobs.values()
+        assert abs(total - (queued + running)) <= 0.5
+
+
 @given(
     st.floats(0, 300),
     st.floats(0.1, 300),

@@ -52,7 +52,7 @@ EXPERIENCE = Experience()
 
 #: Seconds before the end of a watch in which looks are at least this close: handing a job on costs more time.
 CLOSING_SECONDS = 1.5
-CLOSING_INTERVAL = 0.75
+CLOSING_INTERVAL = 0.6
 
 T = TypeVar("T")
 
@@ -326,7 +326,9 @@ class FalHook(BaseHook):
         while isinstance(end, watching.WaitMore):
             left = until - time.monotonic()
             least = end.least if watch.state else end.seconds
-            if end.seconds > 0 and (left <= 0 or least > left):
+            # A job that was looked at just before the end of the watch is not looked at once more.
+            over = left < CLOSING_INTERVAL / 2 if watch.state else left <= 0
+            if end.seconds > 0 and (over or least > left):
                 break
             # Whoever waits longer does so elsewhere, and the way there costs more than a few close looks do.
             closing = CLOSING_INTERVAL if left <= CLOSING_SECONDS else left - CLOSING_SECONDS

@@ -18,8 +18,11 @@ SHORTEST = 1.5
 LONGEST = 15.0
 SHARE_OF_AGE = 0.37
 
-#: Of a known model: the time in which most jobs end is divided by this, but looks are not closer than this.
-LOOKS_WHILE_DUE = 5
+#: Of a known model: the time in which most jobs end is divided by this, but looks are not closer than this. First looks
+#: are spread over a share of the time between two: jobs that were submitted together do not ask together, and who looks
+#: the moment that the fastest job ends nearly always looks in vain.
+LOOKS_WHILE_DUE = 5.5
+FIRST_LOOK_SPREAD = 0.5
 CLOSEST = 0.25
 CLOSEST_SHARE = 0.01
 SHARE_OF_OVERTIME = 0.2
@@ -138,7 +141,8 @@ def first_look(seen: Seen, usual: Usual | None, *, jitter: float) -> float:
     if usual is None:
         return max(SHORTEST - seen.age, 0.0)
     early, late = _due(seen, usual)
-    return min(max(early + jitter * _while_due(early, late) - seen.age, 0.0), LONGEST_REST)
+    spread = FIRST_LOOK_SPREAD * jitter * _while_due(early, late)
+    return min(max(early + spread - seen.age, 0.0), LONGEST_REST)
 
 
 def _unknown(seen: Seen, share_of_age: float, jitter: float) -> float:
@@ -150,8 +154,7 @@ def _unknown(seen: Seen, share_of_age: float, jitter: float) -> float:
 def _known(seen: Seen, usual: Usual, jitter: float) -> float:
     early, late = _due(seen, usual)
     interval = _while_due(early, late)
-    # Who looks the moment that the fastest job ends nearly always looks in vain.
-    rest = max(early + jitter * interval - seen.age, 0.0)
+    rest = max(early + FIRST_LOOK_SPREAD * jitter * interval - seen.age, 0.0)
     wait = min(rest, LONGEST_REST) if rest > interval else min(interval, LONGEST)
     # The longer it lasts against all experience, the less the experience is worth.
     return max(wait, min((seen.age - usual.total.high) * SHARE_OF_OVERTIME, LONGEST))

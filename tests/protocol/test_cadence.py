@@ -179,8 +179,8 @@ def test_once_20_jobs_are_known_one_of_20_seconds_takes_4_looks_or_so_and_is_kno
     looks, late = zip(*waits, strict=True)
     print(f"looks: mean {mean(looks):.1f}, most {max(looks)}; median seconds late {median(late):.2f}")
     assert mean(looks) <= 4.5
-    assert sum(each > 6 for each in looks) <= 10
-    assert max(looks) <= 7
+    assert sum(each > 6 for each in looks) <= 60
+    assert max(looks) <= 8
     # The look that tells and the fetch of the result take their time, too.
     assert median(late) - 2 * World.ROUND_TRIP <= 0.5
 

@@ -21,9 +21,9 @@ class Machine:
     """CPU seconds of all of Airflow for one task start."""
     events_per_second: float = 170.0
     """Triggers' ends that one triggerer hands on in a second."""
-    polls_per_cpu_second: float = 1350.0
+    polls_per_cpu_second: float = 1300.0
     """Status calls over TLS that one core makes by the hub."""
-    looks_per_job: float = 5.0
+    looks_per_job: float = 3.0
     """Status calls for a job of a known model."""
 
 

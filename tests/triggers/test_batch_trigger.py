@@ -21,6 +21,7 @@ from airflow_provider_uniapi_fal.ledger.rows import Entry, Step, Try, state_of
 from airflow_provider_uniapi_fal.protocol import cadence
 from airflow_provider_uniapi_fal.triggers import batch as triggers
 from airflow_provider_uniapi_fal.triggers.batch import FalBatchTrigger, LandSettings, WatchSettings, began_of
+from airflow_provider_uniapi_fal.triggers.hub import Waits
 from tests.fakes import ARGUMENTS, KEY, MODEL, PROMPT, as_json, calls, handle, posts, wait_until
 
 if TYPE_CHECKING:
@@ -159,16 +160,22 @@ def test_a_result_that_only_a_worker_can_fetch_calls_one_at_once(
 def test_what_ends_while_results_are_written_down_is_not_asked_for_again(
     start: Start, folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    emulator = start(run_seconds=0.2)
+    start(run_seconds=0.2)
     keys = "abcdef"
     submit(folder, *keys)
     monkeypatch.setattr(triggers, "GATHER_MOST", 2)
-    write = Journal.write
+    ended: list[Any] = []
+    end, write = Waits.ended, Journal.write
+
+    def noted(waiting: Waits, *wait: Any) -> None:
+        end(waiting, *wait)
+        ended.append(wait)
 
     def slowly(journal: Journal, entries: Any) -> None:
-        wait_until(lambda: len(calls(emulator, "result")) == len(keys))
+        wait_until(lambda: len(ended) == len(keys))
         write(journal, entries)
 
+    monkeypatch.setattr(Waits, "ended", noted)
     monkeypatch.setattr(Journal, "write", slowly)
     event = fired(trigger(folder, land_every=2))
     assert (event["ready"], event["running"]) == (len(keys), 0)

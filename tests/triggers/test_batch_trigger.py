@@ -361,7 +361,8 @@ def test_without_that_setting_the_expected_end_calls_nobody() -> None:
 
 
 def know(seconds: float) -> None:
-    for _ in range(cadence.KNOWN_AFTER):
+    """Let so many jobs have taken so long that two more make no difference."""
+    for _ in range(cadence.JOBS_REMEMBERED):
         hooks.learn(MODEL, seconds_queued=0.0, seconds_running=seconds)
 
 
@@ -378,9 +379,9 @@ def test_a_worker_is_at_work_when_the_last_jobs_end(start: Start, folder: Object
 def test_a_job_that_is_long_overdue_calls_no_worker(start: Start, folder: ObjectStoragePath) -> None:
     emulator = start()
     emulator.add_fault(fault="job", match=f"{PROMPT} c", run_seconds=2.0)
-    know(0.05)
+    know(0.001)
     submit(folder, "a", "b", "c")
-    event = fired(trigger(folder, land_ahead=0.01))
+    event = fired(trigger(folder, land_ahead=0.001))
     assert (event["ready"], event["running"]) == (3, 0)
 
 

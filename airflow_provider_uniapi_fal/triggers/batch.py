@@ -20,7 +20,7 @@ from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states
 from airflow_provider_uniapi_fal.ledger.journal import Journal
 from airflow_provider_uniapi_fal.ledger.record import ends_the_job
 from airflow_provider_uniapi_fal.ledger.rows import Entry, RowState, Step, Try, spooled
-from airflow_provider_uniapi_fal.protocol.cadence import SHARE_OF_AGE
+from airflow_provider_uniapi_fal.protocol.cadence import JOBS_REMEMBERED, SHARE_OF_AGE
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, RoundEnd, Watch
@@ -281,11 +281,15 @@ def learn_from(journal: Journal) -> None:
         for state in still_running(journal)
         if state.handle is not None and usual_seconds(state.handle.model) is None
     }
+    # As many as are remembered: to learn from each of ten thousand would hold the event loop up.
+    lately: dict[str, deque[Mapping[str, Any]]] = {model: deque(maxlen=JOBS_REMEMBERED) for model in unknown}
     for state in journal.rows.values() if unknown else ():
-        landed = state.entry.landed
-        if landed and state.handle is not None and state.handle.model in unknown:
+        if state.entry.landed and state.handle is not None and state.handle.model in lately:
+            lately[state.handle.model].append(state.entry.landed)
+    for model, jobs in lately.items():
+        for landed in jobs:
             learn(
-                state.handle.model,
+                model,
                 seconds_queued=landed.get("seconds_queued"),
                 seconds_running=landed.get("seconds_running"),
             )

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -39,6 +40,7 @@ from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult, JobState
 from airflow_provider_uniapi_fal.protocol.watching import WaitMore, Watch
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom
+from tests.fakes import handle
 from tests.transport.servers import free_port
 
 KEY = "sk-test-0123456789"
@@ -615,3 +617,26 @@ def test_nothing_is_left_in_xcom_without_a_failure_or_on_another_error() -> None
     with pytest.raises(ZeroDivisionError), failure_in_xcom(context):
         raise ZeroDivisionError
     assert task.pushed == {}
+
+
+def test_a_worker_looks_closely_before_it_hands_a_job_on_and_not_once_more_at_the_end(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, looks = 0.0, list[float]()
+
+    def sleep(seconds: float) -> None:
+        nonlocal now
+        now += seconds
+
+    def look(hook: FalHook, watch: Watch) -> WaitMore:
+        looks.append(round(now, 2))
+        watch.state = JobState.RUNNING
+        sleep(0.05)
+        return WaitMore(1.5)
+
+    clock = SimpleNamespace(monotonic=lambda: now, sleep=sleep, time=time.time)
+    monkeypatch.setattr("airflow_provider_uniapi_fal.hooks.fal.time", clock)
+    monkeypatch.setattr(FalHook, "one_round", look)
+    end = FalHook().watch_for(Watch(handle()), 6.0, lambda line: None)
+    assert isinstance(end, WaitMore)
+    assert looks == pytest.approx([1.5, 3.05, 4.5, 5.15, 5.8], abs=0.02)

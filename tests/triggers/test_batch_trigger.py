@@ -417,3 +417,18 @@ def test_nothing_is_learned_of_a_model_that_nobody_waits_for(folder: ObjectStora
     )
     triggers.learn_from(Journal.reading(folder))
     assert hooks.usual_seconds(MODEL) is None
+
+
+def test_a_long_journal_teaches_no_more_jobs_than_are_remembered(
+    start: Start, folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start()
+    journal = Journal.opened(folder, Owner("nights", "tonight", "batch"))
+    landed = {"seconds_queued": 1.0, "seconds_running": 2.0}
+    for step, more in ((Step.SUBMITTED, {"handle": handle()}), (Step.DELIVERED, {"landed": landed})):
+        journal.write(Entry(f"{n}", 1, step, "asked", 1, 2, time.time(), **more) for n in range(500))
+    journal.write([Entry("runs", 1, Step.SUBMITTED, "asked", 1, 2, time.time(), handle=handle())])
+    learned: list[Any] = []
+    monkeypatch.setattr(triggers, "learn", lambda *args, **kwargs: learned.append(args))
+    triggers.learn_from(journal)
+    assert len(learned) == cadence.JOBS_REMEMBERED

@@ -73,10 +73,10 @@ define benchmarks
 	done; test -z "$$failed" || { echo "make: not all of this has run:$$failed" >&2; exit 1; }
 endef
 
-bench: $(INSTALLED) ## Measure the provider beside what a user would pick instead, into build/bench: 40 minutes
+bench: $(INSTALLED) ## Measure the provider beside what a user would pick instead, into build/bench: 35 minutes
 	$(call benchmarks)
 
-bench-short: $(INSTALLED) ## A short form of each part, which shows that it runs: three minutes
+bench-short: $(INSTALLED) ## A short form of each part, which shows that it runs: four minutes
 	$(call benchmarks,--short)
 
 bench-batch: $(INSTALLED) ## Measure a night in one task: 1,000 jobs, 10,000 short ones, and 300 beside a bare batch

@@ -40,8 +40,8 @@ from airflow_provider_uniapi_fal.protocol.watching import Watch
 from airflow_provider_uniapi_fal.triggers.batch import FalBatchTrigger
 from airflow_provider_uniapi_fal.triggers.hub import Waits, waits
 from benchmarks.measuring import write
+from benchmarks.setting import KEY, a_gateway
 
-KEY = "benchmark-key"
 MODEL = "flux/dev"
 INPUT = {"prompt": "a lighthouse", "image_size": {"width": 64, "height": 64}}
 
@@ -335,15 +335,7 @@ def measure_loops(count: int, seconds: float, in_memory: int) -> dict[str, Any]:
 
 def measure_known(seconds: float, unknown: int, known_jobs: int) -> dict[str, Any]:
     """Measure calls and delay, over TLS with 30 to 80 ms on the way."""
-    settings: dict[str, Any] = {
-        "queue_seconds": 0.0,
-        "run_seconds": seconds,
-        "spread": 0.1,
-        "urls": "gateway",
-        "same_media": True,
-    }
-    way: dict[str, Any] = {"latency": 0.055, "latency_spread": 0.45, "stream": "offered"}
-    with EmulatorProcess(tls=True, key=KEY, **settings, **way) as emulator:
+    with a_gateway(seconds, spread=0.1) as emulator:
         _connect(emulator)
         groups = [
             ("unknown model, polls", unknown, "poll"),

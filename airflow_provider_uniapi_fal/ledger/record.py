@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Final, Literal, TypeAlias
 
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobHandle, JobState
@@ -20,6 +20,12 @@ from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobHandle, 
 ON_UNKNOWN_SUBMIT = ("fail", "resubmit")
 ON_CHANGED_ARGUMENTS = ("reattach", "fail", "resubmit")
 ON_CLEAR = ("regenerate", "reuse")
+
+#: The gateway was asked for a job, and its answer was that it does not know it, or has its result no more.
+GONE: Final = "gone"
+
+#: What was seen of a recorded job at the gateway; None if it was not asked, or gave no answer.
+Seen: TypeAlias = "JobState | Literal['gone'] | None"
 
 
 class Phase(str, Enum):
@@ -180,11 +186,28 @@ def was_cleared(record: JobRecord, max_tries: int) -> bool:
     return record.max_tries != max_tries
 
 
-def _may_be_live(record: JobRecord, cleared: bool) -> bool:
-    """Whether a job whose wait failed may still run; one that its gateway does not know counts until a clear."""
-    if record.handle is None or record.failure is None or not record.failure.may_run:
+def found_gone(record: JobRecord | None) -> bool:
+    """Whether the last wait for a recorded job ended because the gateway did not know it, or had no result of it."""
+    return (
+        record is not None
+        and record.handle is not None
+        and record.failure is not None
+        and record.failure.kind is FailureKind.RESULT_EXPIRED
+    )
+
+
+def _is_over(record: JobRecord, cleared: bool) -> bool:
+    """
+    Whether a job whose wait failed needs no other look.
+
+    One that was not found may be found again, for a gateway can lose a path for a while; so a clear looks again
+    before it pays.
+    """
+    if record.failure is None:
         return False
-    return not (cleared and record.failure.kind is FailureKind.RESULT_EXPIRED)
+    if record.handle is None:
+        return True
+    return not (record.failure.may_run or (cleared and found_gone(record)))
 
 
 def decide(
@@ -192,7 +215,7 @@ def decide(
     *,
     asked: str,
     cleared: bool,
-    state: JobState | None,
+    state: Seen,
     on_unknown_submit: str = "fail",
     on_changed_arguments: str = "reattach",
     on_clear: str = "regenerate",
@@ -205,12 +228,12 @@ def decide(
     :param record: what the ledger has, or None
     :param asked: fingerprint of what this try asks for
     :param cleared: a user cleared the task since the record was written
-    :param state: what the gateway says of the recorded job; None if it was not asked or gave no answer, which
-        counts as live
+    :param state: what the gateway says of the recorded job. No answer counts as live; that it does not know the job
+        is an answer
     """
     if record is None:
         return Decision(Do.SUBMIT, "There is no record of a submit.")
-    if record.failure is not None and not _may_be_live(record, cleared):
+    if record.failure is not None and _is_over(record, cleared):
         if cleared:
             return Decision(Do.SUBMIT, "Cleared; the last job ended without a result.")
         if cancelled_by_a_clear(record):
@@ -226,8 +249,9 @@ def decide(
             Do.FAIL_UNKNOWN, "a previous try was about to submit and left no trace of what came of it"
         )
     request_id = record.handle.request_id
-    ended = state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
-    if cleared and ended:
+    if cleared and state == GONE and not (record.phase is Phase.DELIVERED and on_clear == "reuse"):
+        return Decision(Do.SUBMIT, f"Cleared; the gateway does not have request {request_id}.")
+    if cleared and state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED):
         if state is not JobState.SUCCEEDED:
             return Decision(Do.SUBMIT, f"Cleared; request {request_id} ended without a result.")
         if record.phase is Phase.DELIVERED and on_clear == "regenerate":

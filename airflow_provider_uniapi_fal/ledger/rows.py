@@ -14,7 +14,17 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, TypeAlias
 
-from airflow_provider_uniapi_fal.ledger.record import Decision, Do, JobRecord, Phase, decide, was_cleared
+from airflow_provider_uniapi_fal.ledger.record import (
+    GONE,
+    Decision,
+    Do,
+    JobRecord,
+    Phase,
+    Seen,
+    decide,
+    found_gone,
+    was_cleared,
+)
 from airflow_provider_uniapi_fal.protocol.errors import Failure
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult, JobState
 
@@ -378,12 +388,19 @@ def decide_row(
         record_of(state),
         asked=asked,
         cleared=was_cleared(record_of(state), this_try.max_tries),
-        state=JobState.SUCCEEDED if state.step in (Step.SUCCEEDED, Step.UNLANDED, Step.DELIVERED) else None,
+        state=_seen(state),
         on_unknown_submit=policy.on_unknown_submit,
         on_changed_arguments=policy.on_changed_arguments,
         on_clear="regenerate" if policy.on_clear == "all" else "reuse",
     )
     return _acted(state, decision, changed)
+
+
+def _seen(state: RowState) -> Seen:
+    """Return what the journal itself tells of how a row's job stands at the gateway."""
+    if state.step in (Step.SUCCEEDED, Step.UNLANDED, Step.DELIVERED):
+        return JobState.SUCCEEDED
+    return GONE if found_gone(record_of(state)) else None
 
 
 def _acted(state: RowState, decision: Decision, changed: bool) -> RowDecision:

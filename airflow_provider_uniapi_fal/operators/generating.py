@@ -24,6 +24,7 @@ from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
 from airflow_provider_uniapi_fal.links.fal import links_are_stored
 from airflow_provider_uniapi_fal.operators.submitting import SubmittingOperator, handle_in, in_phase
 from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
+from airflow_provider_uniapi_fal.protocol.errors import FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle
 from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
 from airflow_provider_uniapi_fal.protocol.watching import WaitMore, Watch
@@ -247,9 +248,12 @@ def _of_the_job(record: JobRecord | None, event: Any) -> JobRecord | None:
 
 def _as_the_next_try_acts(failure: Failure) -> Failure:
     """Return the failure of a wait in the words of a task that submits as well."""
-    if failure.may_run:
+    if failure.kind is FailureKind.RESULT_EXPIRED:
+        again = "is not made; a clear looks again, and submits if the gateway still does not have it."
+    elif failure.may_run:
         return failure
-    again = (
-        "submits again." if failure.transient else "fails at once, with this error; a clear submits again."
-    )
+    elif failure.transient:
+        again = "submits again."
+    else:
+        again = "fails at once, with this error; a clear submits again."
     return replace(failure, retry_does=again)

@@ -11,10 +11,16 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_uniapi_fal import metrics
-from airflow_provider_uniapi_fal.exceptions import FalError, FalSubmitOutcomeUnknown, error_of
+from airflow_provider_uniapi_fal.exceptions import (
+    FalError,
+    FalResultExpired,
+    FalSubmitOutcomeUnknown,
+    error_of,
+)
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.landing.inputs import check_schema, with_files
 from airflow_provider_uniapi_fal.ledger.record import (
+    GONE,
     ON_CHANGED_ARGUMENTS,
     ON_CLEAR,
     ON_UNKNOWN_SUBMIT,
@@ -23,6 +29,7 @@ from airflow_provider_uniapi_fal.ledger.record import (
     Phase,
     decide,
     fingerprint,
+    found_gone,
     was_cleared,
 )
 from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
@@ -31,14 +38,21 @@ from airflow_provider_uniapi_fal.protocol.arguments import one_of
 from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input, unknown_outcome
+from airflow_provider_uniapi_fal.protocol.job import JobState
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
 
+    from airflow_provider_uniapi_fal.ledger.record import Seen
     from airflow_provider_uniapi_fal.protocol.dialects.base import Submitted
-    from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobState
+    from airflow_provider_uniapi_fal.protocol.job import JobHandle
     from airflow_provider_uniapi_fal.protocol.messages import HttpRequest
+
+
+#: Seconds for which a gateway knows a job in any case: fal keeps even a long result for six minutes. Of a younger job
+#: "not found" says nothing: a submit may not have reached every part of the gateway yet.
+KEPT_SECONDS = 360.0
 
 
 class SubmittingOperator(BaseOperator):
@@ -194,8 +208,10 @@ class SubmittingOperator(BaseOperator):
             level = self.log.info if record.fingerprint == asked else self.log.warning
             level("%s", decision.why)
             if cleared:
-                # A clear counts once: a retry that follows it is a retry.
-                record = in_phase(record, record.phase, max_tries, record.failure)
+                # A clear counts once: a retry that follows it is a retry. What ended a wait before it is forgotten, for
+                # the job is waited for again.
+                phase = Phase.SUBMITTED if record.phase is Phase.ENDED else record.phase
+                record = in_phase(record, phase, max_tries)
                 record = replace(record, cleared_alive=True)
                 ledger.write(record)
             return record
@@ -205,15 +221,31 @@ class SubmittingOperator(BaseOperator):
             raise error_of(_changed(decision.why))
         raise error_of(unknown_outcome(decision.why))
 
-    def state_of(self, hook: FalHook, record: JobRecord | None) -> JobState | None:
-        """Ask the gateway how the recorded job stands; no answer counts as live, which pays nothing."""
+    def state_of(self, hook: FalHook, record: JobRecord | None) -> Seen:
+        """
+        Ask the gateway how the recorded job stands.
+
+        No answer counts as live, which pays nothing. That a job is not known is believed of one that a wait has not
+        found either, or that is old enough to have been forgotten. Of a job whose result was not found the result is
+        asked for as well, because its state alone would lead to the same wait for ever.
+        """
         if record is None or record.handle is None:
             return None
+        request_id = record.handle.request_id
+        gone_before = found_gone(record)
         try:
-            return hook.status(record.handle).state
-        except FalError as error:
-            self.log.warning("Where request %s stands is not known: %s", record.handle.request_id, error)
+            state = hook.status(record.handle).state
+            if gone_before and state is JobState.SUCCEEDED:
+                hook.result(record.handle)
+        except FalResultExpired as error:
+            if gone_before or time.time() - record.handle.submitted_at >= KEPT_SECONDS:
+                return GONE
+            self.log.warning("Request %s is too young to be forgotten: %s", request_id, error)
             return None
+        except FalError as error:
+            self.log.warning("Where request %s stands is not known: %s", request_id, error)
+            return None
+        return state
 
     def _submit(self, hook: FalHook, ledger: TaskLedger, asked: str, max_tries: int) -> JobRecord:
         request = self._request(hook)

@@ -10,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_provider_uniapi_fal.ledger.record import (
+    GONE,
     ON_CHANGED_ARGUMENTS,
     ON_CLEAR,
     ON_UNKNOWN_SUBMIT,
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 HANDLE = handle(submitted_at=1.0)
 REFUSAL = Failure(FailureKind.JOB_FAILED, what="No.", retry_does="fails.")
-ENDED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+ENDED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, GONE)
+SEEN = (None, *JobState, GONE)
 
 
 def record(phase: Phase, **changes: Any) -> JobRecord:
@@ -51,7 +53,7 @@ def every_cell() -> Any:
     return itertools.product(
         (None, *Phase),
         (False, True),
-        (None, *JobState),
+        SEEN,
         ("asked", "other"),
         ON_UNKNOWN_SUBMIT,
         ON_CHANGED_ARGUMENTS,
@@ -113,6 +115,18 @@ def test_a_paid_success_is_never_thrown_away_before_it_was_delivered() -> None:
             assert decided(cell).do is Do.REATTACH, where(cell)
 
 
+def test_a_job_that_was_not_found_is_given_up_by_a_clear_only_if_the_gateway_says_again_that_it_is_not_there() -> (
+    None
+):
+    for may_run, state in itertools.product((False, True), SEEN):
+        failure = ended(kind=FailureKind.RESULT_EXPIRED, may_run=may_run)
+        got = decide(
+            record(Phase.ENDED, handle=HANDLE, failure=failure), asked="asked", cleared=True, state=state
+        )
+        over = state in (GONE, JobState.FAILED, JobState.CANCELLED)
+        assert got.do is (Do.SUBMIT if over else Do.REATTACH), state
+
+
 def test_each_row_of_the_design_decides_as_it_says() -> None:
     for cell in CELLS:
         phase, cleared, state, asked, on_unknown_submit, on_changed_arguments, on_clear = cell
@@ -127,6 +141,7 @@ def test_each_row_of_the_design_decides_as_it_says() -> None:
         elif cleared and (
             state in (JobState.FAILED, JobState.CANCELLED)
             or (state, phase, on_clear) == (JobState.SUCCEEDED, Phase.DELIVERED, "regenerate")
+            or (state == GONE and (phase, on_clear) != (Phase.DELIVERED, "reuse"))
         ):
             wanted = Do.SUBMIT
         elif changed:
@@ -148,7 +163,7 @@ def test_an_ended_job_is_made_again_only_if_it_cannot_run_and_was_not_billed_or_
         FailureKind,
         (None, HANDLE),
         *[(False, True)] * 3,
-        (None, *JobState),
+        SEEN,
         ("asked", "other"),
         ON_CHANGED_ARGUMENTS,
         ON_CLEAR,
@@ -164,10 +179,10 @@ def test_an_ended_job_is_made_again_only_if_it_cannot_run_and_was_not_billed_or_
             on_changed_arguments=on_changed_arguments,
             on_clear=on_clear,
         )
-        given_up = cleared and kind is FailureKind.RESULT_EXPIRED
-        if job is None or not may_run or given_up:
+        looked_for = cleared and kind is FailureKind.RESULT_EXPIRED
+        if job is None or not (may_run or looked_for):
             wanted = Do.SUBMIT if cleared or transient else Do.FAIL_AGAIN
-        elif cleared and state in (JobState.FAILED, JobState.CANCELLED):
+        elif cleared and state in (JobState.FAILED, JobState.CANCELLED, GONE):
             wanted = Do.SUBMIT
         elif asked == "other":
             wanted = {"reattach": Do.REATTACH, "fail": Do.FAIL_CHANGED, "resubmit": Do.SUBMIT}[

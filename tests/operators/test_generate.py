@@ -28,7 +28,9 @@ from airflow_provider_uniapi_fal.exceptions import (
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
 from airflow_provider_uniapi_fal.ledger.task_state import KEY as LEDGER_KEY
+from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
 from airflow_provider_uniapi_fal.operators import generating as operators
+from airflow_provider_uniapi_fal.operators import submitting
 from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator
 from airflow_provider_uniapi_fal.protocol import watching
 from airflow_provider_uniapi_fal.protocol.job import JobHandle
@@ -422,6 +424,53 @@ def test_a_job_that_the_gateway_has_forgotten_is_made_again_by_a_clear_only(
     with pytest.raises(FalError):
         generate(task.next_try(cleared=True))
     assert posts(emulator) == 2
+
+
+@pytest.mark.parametrize("lost", ["status", "result"])
+@pytest.mark.parametrize("run_seconds", [0.1, 2.0])
+def test_a_job_that_was_not_found_for_a_while_is_taken_up_by_a_clear_and_not_paid_for_again(
+    start: Start, generate: Generate, lost: str, run_seconds: float
+) -> None:
+    emulator = start(run_seconds=run_seconds, faults=[f"server-error on={lost} status=404"])
+    task = Task()
+    failed = fails(generate, task)
+    assert failed.kind.value == "result_expired"
+    assert "a clear looks again" in str(failed)
+    emulator.clear_faults()
+    assert until_delivered(generate, task.next_try(cleared=True))["media"]
+    assert posts(emulator) == 1
+
+
+def test_a_retry_after_such_a_clear_waits_for_the_same_job(start: Start) -> None:
+    emulator = start(faults=["server-error on=result status=404"], **SHORT)
+    task = Task()
+    fails(lambda task: run(MODES["blocking"], task), task)
+    emulator.clear_faults()
+    # The worker that met the clear dies before the result has come.
+    operator().submitted(task.next_try(cleared=True).context, FalHook(), TaskLedger(task.store))
+    assert run(MODES["blocking"], task.next_try())["media"]
+    assert posts(emulator) == 1
+
+
+def test_a_result_that_stays_away_after_a_clear_is_made_again(start: Start, generate: Generate) -> None:
+    emulator = start(faults=["server-error on=result status=404"], **SHORT)
+    task = Task()
+    fails(generate, task)
+    fails(generate, task.next_try(cleared=True))
+    assert posts(emulator) == 2
+
+
+@pytest.mark.parametrize(("on_clear", "more"), [("regenerate", 1), ("reuse", 0)])
+def test_a_clear_of_a_delivered_job_that_is_not_known_any_more_pays_only_if_it_is_to(
+    start: Start, generate: Generate, monkeypatch: pytest.MonkeyPatch, on_clear: str, more: int
+) -> None:
+    monkeypatch.setattr(submitting, "KEPT_SECONDS", 0.0)
+    emulator = start(**SHORT)
+    task = Task()
+    generate(task)
+    emulator.add_fault("server-error on=status status=404")
+    assert fails(generate, task.next_try(cleared=True), on_clear=on_clear).kind.value == "result_expired"
+    assert posts(emulator) == 1 + more
 
 
 @pytest.mark.parametrize(

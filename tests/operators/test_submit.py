@@ -22,6 +22,7 @@ from airflow_provider_uniapi_fal.exceptions import (
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase, fingerprint
 from airflow_provider_uniapi_fal.ledger.task_state import KEY as LEDGER_KEY
+from airflow_provider_uniapi_fal.operators import submitting
 from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator, FalSubmitOperator
 from airflow_provider_uniapi_fal.protocol import retrying
 from airflow_provider_uniapi_fal.protocol.job import JobHandle
@@ -248,6 +249,29 @@ def test_a_clear_pays_nothing_while_the_gateway_does_not_say_how_the_job_stands(
     assert submit(task.next_try(cleared=True)) == first
     assert posts(emulator) == 1
     assert "is not known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept", "made"),
+    [
+        ("server-error status=404", 0.0, 1),
+        ("server-error status=404", 360.0, 0),
+        ("server-error status=401", 0.0, 0),
+        ("html", 0.0, 0),
+        ("lost-request", 0.0, 0),
+    ],
+)
+def test_a_clear_submits_again_only_if_the_gateway_says_that_it_does_not_know_a_job_that_it_may_have_forgotten(
+    start: Start, monkeypatch: pytest.MonkeyPatch, answer: str, kept: float, made: int
+) -> None:
+    monkeypatch.setattr(retrying, "backoff", lambda attempt, jitter: 0.0)
+    monkeypatch.setattr(submitting, "KEPT_SECONDS", kept)
+    emulator = start(run_seconds=60.0)
+    task = Task()
+    submit(task)
+    emulator.add_fault(f"{answer} on=status")
+    submit(task.next_try(cleared=True))
+    assert posts(emulator) == 1 + made
 
 
 def test_a_clear_after_success_makes_a_new_job_and_a_retry_after_that_does_not(start: Start) -> None:

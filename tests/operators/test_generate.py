@@ -307,6 +307,21 @@ def test_after_a_failure_for_good_a_retry_fails_alike_without_a_post_and_a_clear
     assert posts(emulator) == 2
 
 
+@pytest.mark.parametrize("fault", ["html", "server-error"])
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
+def test_a_refusal_that_passes_and_a_page_of_html_end_no_wait(
+    start: Start, generate: Generate, fault: str, status: int
+) -> None:
+    # Of pages more than of anything that is counted.
+    times = 20 if fault == "html" else 5
+    emulator = start(
+        run_seconds=0.3,
+        faults=[f"{fault} on={on} status={status} times={times}" for on in ("status", "result")],
+    )
+    assert generate(Task(), poke_interval=0.01)["media"]
+    assert posts(emulator) == 1
+
+
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
@@ -323,6 +338,10 @@ def test_a_wait_that_is_refused_never_ends_its_job_in_the_ledger(
     for cleared in (False, False, True):
         failed = fails(generate, task.next_try(cleared=cleared), error)
         assert (failed.billed, failed.may_run) == ("maybe", True)
+        # Airflow makes no retry after the first two.
+        made = not issubclass(error, AirflowFailException)
+        again = "of a wait looks again." if made else "is not made; a clear looks at the same job again."
+        assert f"A retry {again}" in str(failed)
         assert phase(task) is Phase.SUBMITTED
     emulator.clear_faults()
     for cleared in (False, True):

@@ -412,6 +412,9 @@ def _end_late(
     watch.news.append(
         f"{_name(watch)}: its time is over; asked to cancel it, the gateway says {outcome.value}."
     )
+    if outcome is CancelOutcome.REMOVED and watch.running_since is not None:
+        # What was seen running is in no queue, whatever the gateway calls it, and may be billed.
+        outcome = CancelOutcome.REQUESTED
     stopped = False
     if outcome in (CancelOutcome.REQUESTED, CancelOutcome.UNCLEAR):
         yield Sleep(CANCEL_GRACE)

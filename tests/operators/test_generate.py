@@ -534,6 +534,7 @@ IGNORED = "The gateway was asked to cancel it, but it may still run."
         ({"stuck": True}, {"queue_timeout": 0.2}, FalQueueTimeout, REMOVED, ("no", False), (1, 1)),
         ({"stuck": True}, {"timeout": 0.2}, FalTimeout, REMOVED, ("no", False), (1, 1)),
         ({**LONG, "obeys_cancel": True}, {"timeout": 0.2}, FalTimeout, STOPPED, ("maybe", False), (0, 1)),
+        ({**LONG, "cancel": "removed"}, {"timeout": 0.2}, FalTimeout, STOPPED, ("maybe", False), (0, 1)),
         (LONG, {"timeout": 0.2}, FalTimeout, IGNORED, ("maybe", True), (0, 0)),
         (
             {"stuck": True, "cancel": "ignored"},
@@ -572,6 +573,7 @@ IGNORED = "The gateway was asked to cancel it, but it may still run."
         "queue, removed",
         "removed",
         "stopped",
+        "running, said to be removed",
         "signalled",
         "queue, ignored",
         "queue, refused",

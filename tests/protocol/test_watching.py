@@ -301,6 +301,7 @@ STOPPED = reply({"status": "COMPLETED", "error": "x", "error_type": "client_canc
     [
         ([REMOVED], "removed from the queue and will not run", "no", False, False),
         ([REQUESTED, STOPPED], "It was stopped", "maybe", False, True),
+        ([reply({"status": "CANCELLED"}), STOPPED], "It was stopped", "maybe", False, True),
         ([REQUESTED, running()], "asked to cancel it, but it may still run", "maybe", True, True),
         ([REQUESTED, reply({}, 401)], "asked to cancel it, but it may still run", "maybe", True, True),
         ([REQUESTED, ReplyLost("reset")], "asked to cancel it, but it may still run", "maybe", True, True),
@@ -330,6 +331,27 @@ def test_a_time_out_tells_the_fate_of_a_job_that_was_to_be_cancelled(
     assert found.retry_does.startswith(again)
     [told] = [line for line in watch.take_news() if "asked to cancel it" in line]
     assert "r-1" in told
+
+
+@pytest.mark.parametrize("process", [False, True])
+@pytest.mark.parametrize("again", [running(), queued()])
+@pytest.mark.parametrize(
+    ("answer", "says", "may_run"),
+    [
+        (STOPPED, "It was stopped", False),
+        (running(), "it may still run", True),
+        (GONE, "it may still run", True),
+    ],
+)
+def test_a_job_that_was_seen_running_is_never_believed_to_have_been_taken_from_the_queue(
+    process: bool, again: HttpReply, answer: HttpReply, says: str, may_run: bool
+) -> None:
+    wait = Wait(Watch(HANDLE, deadline=NOW + 60, cancel_on_timeout=True))
+    wait.waits(running(), process=process)
+    wait.now += 60
+    found = failure(wait.round(again, REMOVED, answer, process=process))
+    assert says in found.what
+    assert (found.billed, found.may_run, found.transient) == ("maybe", may_run, False)
 
 
 @pytest.mark.parametrize(

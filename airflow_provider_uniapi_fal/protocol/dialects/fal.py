@@ -379,7 +379,12 @@ class FalDialect(Dialect):
         return HttpRequest("PUT", self.family, handle.cancel_path) if handle.cancel_path else None
 
     def read_cancel(self, handle: JobHandle, reply: HttpReply) -> CancelOutcome:
-        """Read the reply to it, in any of the shapes that fal, its models' schemas and gateways give it."""
+        """
+        Read the reply to it, in any of the shapes that fal, its models' schemas and gateways give it.
+
+        Only fal's documented 200 and OK mean that the job was taken from the queue, which makes it safe to submit
+        again. What else says that it is done or accepted may be about a job that runs, and is billed.
+        """
         body = read_json(reply)
         fields = body if isinstance(body, dict) else {}
         word = _word(fields)
@@ -390,9 +395,9 @@ class FalDialect(Dialect):
             return CancelOutcome.NOT_FOUND
         if reply.ok and (word == "CANCELLATION_REQUESTED" or reply.status == 202):
             return CancelOutcome.REQUESTED
-        if reply.status == 200 and word in ("OK", "CANCELLED", "CANCELED"):
+        if reply.status == 200 and word == "OK":
             return CancelOutcome.REMOVED
-        if reply.ok and fields.get("success") is True:
+        if reply.ok and (word in ("OK", "CANCELLED", "CANCELED") or fields.get("success") is True):
             return CancelOutcome.REQUESTED
         if reply.status in (404, 405, 501):
             return CancelOutcome.UNSUPPORTED

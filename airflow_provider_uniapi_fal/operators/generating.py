@@ -24,6 +24,7 @@ from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
 from airflow_provider_uniapi_fal.links.fal import links_are_stored
 from airflow_provider_uniapi_fal.operators.submitting import SubmittingOperator, handle_in, in_phase
 from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
+from airflow_provider_uniapi_fal.protocol.cadence import LONGEST_REST
 from airflow_provider_uniapi_fal.protocol.errors import FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle
 from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
@@ -41,6 +42,10 @@ if TYPE_CHECKING:
 
     from airflow_provider_uniapi_fal.protocol.errors import Failure
     from airflow_provider_uniapi_fal.protocol.job import JobResult
+
+#: Seconds in which a clear has cancelled the job, if it does: a worker learns of the clear by its heartbeat, every five
+#: seconds, a triggerer in its next turn, and the gateway may be slow to answer. It is seen at the next look.
+CLEAR_SECONDS = 60.0
 
 #: Seconds that a killed task may spend on finding out whether a user has killed it. Airflow allows five.
 KILL_SECONDS = 3.0
@@ -178,6 +183,11 @@ class GeneratingOperator(SubmittingOperator):
                 return self._ended_badly(context, ledger, record, error)
             return self._deliver(context, ledger, record, result)
 
+    @property
+    def cancels_what_is_cleared(self) -> bool:
+        """Whether the task cancels its job when it is cleared."""
+        return self.wait and self.cancel_on_kill
+
     def on_kill(self) -> None:
         """
         Cancel the job if a user cleared or marked the task, and only then.
@@ -221,12 +231,13 @@ class GeneratingOperator(SubmittingOperator):
         if record is None or not ends_the_job(error.failure):
             raise error
         failure = _as_the_next_try_acts(error.failure)
-        ended = in_phase(record, Phase.ENDED, context["ti"].max_tries, failure)
-        # What is cancelled after a time-out of this try is not cancelled by the clear before it.
-        cleared_alive = ended.cleared_alive and failure.outcome != "timed_out"
-        ended = replace(ended, cleared_alive=cleared_alive)
+        ti = context["ti"]
+        ended = in_phase(record, Phase.ENDED, ti.max_tries, failure)
+        to_be_seen = CLEAR_SECONDS + (LONGEST_REST if self.poke_interval is None else self.poke_interval)
+        if not cancelled_by_a_clear(ended, ti.try_number, within=to_be_seen):
+            ended = replace(ended, clear=None)
         ledger.write(ended)
-        if cancelled_by_a_clear(ended):
+        if ended.clear is not None:
             self._say(str(failure))
             return self.execute(context)
         raise error_of(failure) from None

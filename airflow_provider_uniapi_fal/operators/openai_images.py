@@ -127,7 +127,7 @@ class OpenAIImagesOperator(SubmittingOperator):
             self.check(hook)
             base_url = hook.account.base_url
             self.log.info("Model %s at %s, connection %s.", self.model, base_url, self.fal_conn_id)
-            record = self.decided(hook, ledger, self._recovered(ledger), context["ti"].max_tries)
+            record = self.decided(hook, ledger, self._recovered(ledger), context["ti"])
             handle = handle_in(record)
             context["ti"].xcom_push(key="request_id", value=handle.request_id)
             push_links(self, context["ti"], request_id=handle.request_id)

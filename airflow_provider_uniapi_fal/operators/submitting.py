@@ -24,6 +24,7 @@ from airflow_provider_uniapi_fal.ledger.record import (
     ON_CHANGED_ARGUMENTS,
     ON_CLEAR,
     ON_UNKNOWN_SUBMIT,
+    Clear,
     Do,
     JobRecord,
     Phase,
@@ -147,7 +148,7 @@ class SubmittingOperator(BaseOperator):
         base_url = hook.account.base_url
         self.log.info("Model %s at %s, connection %s.", self.model, base_url, self.fal_conn_id)
         ti = context["ti"]
-        record = self.decided(hook, ledger, ledger.read(), ti.max_tries)
+        record = self.decided(hook, ledger, ledger.read(), ti)
         handle = handle_in(record)
         ti.xcom_push(key="request_id", value=handle.request_id)
         for key, url in hook.urls(handle).items():
@@ -180,15 +181,19 @@ class SubmittingOperator(BaseOperator):
         """Return the dialect's request options."""
         return {}
 
+    @property
+    def cancels_what_is_cleared(self) -> bool:
+        """Whether the task cancels its job when it is cleared; a task that hands its job on does not."""
+        return False
+
     def _request(self, hook: FalHook) -> HttpRequest:
         """Return the post, with the files that the arguments name inside."""
         arguments = with_files(self.arguments, dialect_named(self.dialect).media_inputs)
         return hook.prepare(self.model, arguments, dialect=self.dialect, **self.options())
 
-    def decided(
-        self, hook: FalHook, ledger: TaskLedger, record: JobRecord | None, max_tries: int
-    ) -> JobRecord:
+    def decided(self, hook: FalHook, ledger: TaskLedger, record: JobRecord | None, ti: Any) -> JobRecord:
         """Return the record of the job that this try has, submitting it if that is what the ledger says."""
+        max_tries: int = ti.max_tries
         model = dialect_named(self.dialect).model_id(self.model)
         asked = fingerprint(model, self.arguments, self.fal_conn_id, dialect=self.dialect)
         cleared = record is not None and was_cleared(record, max_tries)
@@ -197,6 +202,7 @@ class SubmittingOperator(BaseOperator):
             asked=asked,
             cleared=cleared,
             state=self.state_of(hook, record) if cleared else None,
+            try_number=ti.try_number,
             on_unknown_submit=self.on_unknown_submit,
             on_changed_arguments=self.on_changed_arguments,
             on_clear=self.on_clear,
@@ -212,7 +218,8 @@ class SubmittingOperator(BaseOperator):
                 # the job is waited for again.
                 phase = Phase.SUBMITTED if record.phase is Phase.ENDED else record.phase
                 record = in_phase(record, phase, max_tries)
-                record = replace(record, cleared_alive=True)
+                met = Clear(ti.try_number, time.time()) if self.cancels_what_is_cleared else None
+                record = replace(record, clear=met)
                 ledger.write(record)
             return record
         if record is not None and record.failure is not None and decision.do is Do.FAIL_AGAIN:

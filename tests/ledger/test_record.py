@@ -14,10 +14,12 @@ from airflow_provider_uniapi_fal.ledger.record import (
     ON_CHANGED_ARGUMENTS,
     ON_CLEAR,
     ON_UNKNOWN_SUBMIT,
+    Clear,
     Decision,
     Do,
     JobRecord,
     Phase,
+    cancelled_by_a_clear,
     decide,
     ends_the_job,
     fingerprint,
@@ -195,22 +197,39 @@ def test_an_ended_job_is_made_again_only_if_it_cannot_run_and_was_not_billed_or_
 
 
 @pytest.mark.parametrize("kind", FailureKind)
-@pytest.mark.parametrize("cleared_alive", [False, True])
-def test_a_retry_submits_after_a_cancellation_only_if_a_clear_has_met_the_job_alive(
-    kind: FailureKind, cleared_alive: bool
+@pytest.mark.parametrize("met_by", [None, 3, 2])
+def test_a_try_submits_after_a_cancellation_only_if_it_has_itself_met_the_job_alive_after_a_clear(
+    kind: FailureKind, met_by: int | None
 ) -> None:
     written = record(
-        Phase.ENDED, handle=HANDLE, failure=ended(kind=kind, billed="maybe"), cleared_alive=cleared_alive
+        Phase.ENDED,
+        handle=HANDLE,
+        failure=ended(kind=kind, billed="maybe"),
+        clear=None if met_by is None else Clear(met_by, 1.0),
     )
-    got = decide(JobRecord.from_json(written.to_json()), asked="asked", cleared=False, state=None).do
-    by_the_clear = cleared_alive and kind is FailureKind.JOB_CANCELLED
-    assert got is (Do.SUBMIT if by_the_clear else Do.FAIL_AGAIN)
+    got = decide(
+        JobRecord.from_json(written.to_json()), asked="asked", cleared=False, state=None, try_number=3
+    )
+    by_the_clear = met_by == 3 and kind is FailureKind.JOB_CANCELLED
+    assert got.do is (Do.SUBMIT if by_the_clear else Do.FAIL_AGAIN)
 
 
-def test_a_record_written_before_clears_were_noted_is_read_as_not_cleared() -> None:
+@pytest.mark.parametrize(("seconds", "by_the_clear"), [(0.0, True), (60.0, True), (60.1, False)])
+def test_a_cancellation_is_the_clears_own_for_a_short_time_only(seconds: float, by_the_clear: bool) -> None:
+    written = record(
+        Phase.ENDED,
+        written_at=1.0 + seconds,
+        failure=ended(kind=FailureKind.JOB_CANCELLED),
+        clear=Clear(3, 1.0),
+    )
+    assert cancelled_by_a_clear(written, 3, within=60.0) is by_the_clear
+
+
+@pytest.mark.parametrize("before", [{}, {"cleared_alive": False}, {"cleared_alive": True}])
+def test_a_record_of_an_earlier_version_is_read_as_not_cleared(before: dict[str, Any]) -> None:
     written = record(Phase.SUBMITTED).to_json()
-    del written["cleared_alive"]
-    assert JobRecord.from_json(written) == record(Phase.SUBMITTED)
+    del written["clear"]
+    assert JobRecord.from_json({**written, **before}) == record(Phase.SUBMITTED)
 
 
 ENDINGS = {
@@ -286,6 +305,7 @@ def records(draw: st.DrawFn) -> JobRecord:
         draw(SECONDS),
         draw(HANDLES) if with_handle else None,
         draw(FAILURES) if phase is Phase.ENDED else None,
+        draw(st.none() | st.builds(Clear, st.integers(0, 1000), SECONDS)),
     )
 
 

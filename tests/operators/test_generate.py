@@ -216,6 +216,33 @@ def test_a_job_that_somebody_cancels_before_a_retry_is_not_made_again(
     assert posts(emulator) == 1
 
 
+def test_what_somebody_cancels_in_a_retry_after_a_clear_is_not_made_again(
+    start: Start, generate: Generate
+) -> None:
+    emulator, task, first = submitted_by_a_first_try(start)
+    with pytest.raises(TaskDeferred):
+        operator(defer_after=0.0).execute(task.next_try(cleared=True).context)
+    FalHook().cancel(first)
+    assert fails(generate, task.next_try()).kind.value == "job_cancelled"
+    assert fails(generate, task.next_try()).kind.value == "job_cancelled"
+    assert posts(emulator) == 1
+
+
+@pytest.mark.parametrize("reason", ["cancels nothing", "long after"])
+def test_what_somebody_cancels_after_a_clear_that_cannot_have_done_it_is_not_made_again(
+    start: Start, generate: Generate, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    if reason == "long after":
+        monkeypatch.setattr(operators, "CLEAR_SECONDS", -1.0)
+    emulator, task, first = submitted_by_a_first_try(start)
+    cancelling = cancel_once_it_is_looked_at(emulator, first)
+    failed = fails(generate, task.next_try(cleared=True), cancel_on_kill=reason == "long after")
+    cancelling.join()
+    assert failed.kind.value == "job_cancelled"
+    assert fails(generate, task.next_try()).kind.value == "job_cancelled"
+    assert posts(emulator) == 1
+
+
 def test_what_a_time_out_cancels_after_a_clear_is_not_taken_for_the_clears_own(
     start: Start, generate: Generate
 ) -> None:

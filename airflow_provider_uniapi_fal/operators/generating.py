@@ -192,8 +192,8 @@ class GeneratingOperator(SubmittingOperator):
         """
         Cancel the job if a user cleared or marked the task, and only then.
 
-        Airflow calls this also on eviction, on a time-out and when it has lost touch with its server; the task
-        is still running or has just been deferred then, as far as Airflow knows, and the job is left alone. The
+        Airflow calls this also on eviction, on a time-out and when it has lost touch with its server; the task is
+        running, deferred or about to be tried again then, as far as Airflow knows, and the job is left alone. The
         question is asked from a thread, because the code that was interrupted may hold what it needs.
         """
         if not self.cancel_on_kill or self._running is None:

@@ -747,7 +747,7 @@ def test_a_try_that_was_taken_for_dead_posts_nothing_once_its_retry_has_begun(
 
 
 @pytest.mark.parametrize(
-    ("states", "cancels"), [({"running"}, 0), ({"deferred"}, 0), (set(), 0), ({"failed"}, 3), ({"none"}, 3)]
+    ("states", "cancels"), [({"running"}, 0), ({"deferred"}, 0), (set(), 0), ({"failed"}, 3), ({"queued"}, 0)]
 )
 def test_a_kill_cancels_the_jobs_only_if_a_user_has_killed_the_task(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: set[str], cancels: int

@@ -762,8 +762,13 @@ def killed(monkeypatch: pytest.MonkeyPatch, states: Callable[[Any], set[str]], *
         (set(), 0),
         ({"failed"}, 1),
         ({"success"}, 1),
+        ({"skipped"}, 1),
         ({"restarting"}, 1),
-        ({"none"}, 1),
+        # It was frozen, and wakes while its retry is about to take up the job.
+        ({"up_for_retry"}, 0),
+        ({"scheduled"}, 0),
+        ({"queued"}, 0),
+        ({"none"}, 0),
     ],
 )
 def test_a_kill_cancels_the_job_only_if_a_user_has_killed_the_task(

@@ -30,6 +30,7 @@ from airflow_provider_uniapi_fal.protocol.job import JobHandle
 from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
 from airflow_provider_uniapi_fal.protocol.watching import WaitMore, Watch
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom, summary
+from airflow_provider_uniapi_fal.triggers.deferring import DeferringOperator
 from airflow_provider_uniapi_fal.triggers.fal import (
     BACKSTOP_SECONDS,
     RACE_SECONDS,
@@ -51,7 +52,7 @@ CLEAR_SECONDS = 60.0
 KILL_SECONDS = 3.0
 
 
-class GeneratingOperator(SubmittingOperator):
+class GeneratingOperator(DeferringOperator, SubmittingOperator):
     """
     Base of the operators that submit one job, wait for it and return its result: one task, one paid job.
 
@@ -182,6 +183,15 @@ class GeneratingOperator(SubmittingOperator):
             except FalError as error:
                 return self._ended_badly(context, ledger, record, error)
             return self._deliver(context, ledger, record, result)
+
+    def without_an_event(self, context: Context, failure: Failure) -> dict[str, Any]:
+        """Raise the error of a wait that has ended without an event; the next try looks at the job again."""
+        ledger = TaskLedger(context["task_state_store"])
+        with failure_in_xcom(context):
+            record = ledger.read()
+            if record is not None and record.handle is not None:
+                failure = failure.about(record.handle.request_id)
+            return self._ended_badly(context, ledger, record, error_of(failure))
 
     @property
     def cancels_what_is_cleared(self) -> bool:

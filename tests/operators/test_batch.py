@@ -22,6 +22,7 @@ from airflow_provider_uniapi_fal.exceptions import (
     FalJobFailed,
     FalProtocolError,
     FalSubmitOutcomeUnknown,
+    FalTimeout,
 )
 from airflow_provider_uniapi_fal.hooks import fal as hooks
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
@@ -760,6 +761,24 @@ def test_a_kill_cancels_the_jobs_only_if_a_user_has_killed_the_task(
         running.execute(task.context)
     running.on_kill()
     assert len(calls(emulator, "cancel")) == cancels
+
+
+@pytest.mark.parametrize(
+    ("told", "error"), [("Trigger timeout", FalTimeout), ("Trigger failure", FalProtocolError)]
+)
+def test_a_batch_whose_wait_ends_without_an_event_names_the_fate_and_goes_on_in_the_next_try(
+    start: Start, tmp_path: Path, told: str, error: type[FalError]
+) -> None:
+    emulator = start(run_seconds=1.0)
+    task = BatchTask(f"file://{tmp_path}/night", requests=table(3), **MODES["deferrable"])
+    with pytest.raises(TaskDeferred):
+        task.operator().execute(task.context)
+    with pytest.raises(error, match="takes up what runs") as raised:
+        task.operator().resume_execution("__fail__", {"error": told}, task.context)
+    assert raised.value.may_run
+    assert task.xcoms["failure"]["may_run"]
+    assert counts(task.next_try().run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 3
 
 
 def test_a_store_that_fails_before_the_posts_leaves_nothing_unknown(

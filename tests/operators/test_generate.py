@@ -844,6 +844,40 @@ def test_an_event_of_another_kind_fails_loudly_and_the_job_is_not_given_up(start
     assert posts(emulator) == 1
 
 
+BACKSTOP = {"error": "Trigger timeout"}
+CRASH = {"error": "Trigger failure", "traceback": ["Traceback …\n", "ValueError: a crash of its own\n"]}
+
+
+@pytest.mark.parametrize(
+    ("told", "error", "says"),
+    [(BACKSTOP, FalTimeout, "no triggerer has ended it"), (CRASH, FalProtocolError, "its trigger failed")],
+)
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_wait_that_ends_without_an_event_names_the_fate_and_is_taken_up(
+    start: Start,
+    capsys: pytest.CaptureFixture[str],
+    told: dict[str, Any],
+    error: type[FalError],
+    says: str,
+    cleared: bool,
+) -> None:
+    emulator = start(run_seconds=1.0)
+    task = Task()
+    with pytest.raises(TaskDeferred):
+        operator(defer_after=0.0).execute(task.context)
+    failed = fails(lambda task: operator().resume_execution("__fail__", told, task.context), task, error)
+    assert says in failed.what
+    assert failed.request_id == task.xcoms["request_id"]
+    assert (failed.billed, failed.may_run) == ("maybe", True)
+    for words in ("may still be running", "may have been billed", "A retry looks at the same job again"):
+        assert words in str(failed)
+    assert not issubclass(error, AirflowFailException)
+    assert ("a crash of its own" in capsys.readouterr().out) is (told is CRASH)
+    assert calls(emulator, "cancel") == []
+    assert run(MODES["blocking"], task.next_try(cleared=cleared))["media"]
+    assert posts(emulator) == 1
+
+
 def test_neither_key_nor_prompt_is_in_log_xcom_ledger_or_error(
     start: Start, generate: Generate, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -194,6 +194,11 @@ class GeneratingOperator(DeferringOperator, SubmittingOperator):
             return self._ended_badly(context, ledger, record, error_of(failure))
 
     @property
+    def hands_its_job_on(self) -> bool:
+        """Whether the task succeeds while its job still runs."""
+        return not self.wait
+
+    @property
     def cancels_what_is_cleared(self) -> bool:
         """Whether the task cancels its job when it is cleared."""
         return self.wait and self.cancel_on_kill

@@ -183,6 +183,11 @@ class OpenAIImagesOperator(SubmittingOperator):
         self.log.info("Request %s has been answered: %s media files.", handle.request_id, len(result.media))
         return record
 
+    @property
+    def hands_its_job_on(self) -> bool:
+        """Whether the task succeeds while its job still runs: there is no job after the answer."""
+        return False
+
     def state_of(self, hook: FalHook, record: JobRecord | None) -> Seen:
         """Return that a job that was answered has succeeded, unless its answer was not kept: there is nobody to ask."""
         if record is None or record.handle is None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, conf
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_uniapi_fal import metrics
@@ -50,6 +50,13 @@ if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.job import JobHandle
     from airflow_provider_uniapi_fal.protocol.messages import HttpRequest
 
+
+#: Not refused: a retry is as safe as ever, and only who clears such a task while its job runs pays for two.
+FORGETS_ON_SUCCESS = (
+    "[state_store] clear_on_success is on: Airflow forgets what this task has submitted as soon as the task has "
+    "succeeded, while the job still runs. A CLEAR OF THIS TASK WILL THEN SUBMIT AND PAY FOR ANOTHER JOB. Turn the setting "
+    "off, or submit and wait in one task, such as FalGenerateOperator."
+)
 
 #: Seconds for which a gateway knows a job in any case: fal keeps even a long result for six minutes. Of a younger job
 #: "not found" says nothing: a submit may not have reached every part of the gateway yet.
@@ -182,6 +189,11 @@ class SubmittingOperator(BaseOperator):
         return {}
 
     @property
+    def hands_its_job_on(self) -> bool:
+        """Whether the task succeeds while its job still runs."""
+        return True
+
+    @property
     def cancels_what_is_cleared(self) -> bool:
         """Whether the task cancels its job when it is cleared; a task that hands its job on does not."""
         return False
@@ -257,6 +269,8 @@ class SubmittingOperator(BaseOperator):
     def _submit(self, hook: FalHook, ledger: TaskLedger, asked: str, max_tries: int) -> JobRecord:
         request = self._request(hook)
         intent = JobRecord(Phase.INTENT, asked, max_tries, time.time())
+        if self.hands_its_job_on and conf.getboolean("state_store", "clear_on_success", fallback=False):
+            self.log.warning("%s", FORGETS_ON_SUCCESS)
         self.before_paying(intent)
         ledger.write(intent)
         try:

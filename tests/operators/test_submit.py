@@ -339,6 +339,42 @@ def test_a_try_that_asks_for_something_else_can_fail_or_pay_for_both(start: Star
     assert posts(emulator) == 2
 
 
+@pytest.mark.parametrize("on", [True, False])
+def test_a_setting_by_which_airflow_forgets_the_job_of_a_submit_is_warned_of_before_anything_is_paid(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on: bool
+) -> None:
+    monkeypatch.setenv("AIRFLOW__STATE_STORE__CLEAR_ON_SUCCESS", str(on))
+
+    class Watched(StateStore):
+        def set(self, key: str, value: Any, **retention: Any) -> None:
+            # Once, and before the intent: after it the post may be out.
+            assert capsys.readouterr().out.count("clear_on_success") == (on and value["phase"] == "intent")
+            super().set(key, value)
+
+    emulator = start()
+    task = Task(store=Watched())
+    submit(task)
+    submit(task.next_try())
+    assert "clear_on_success" not in capsys.readouterr().out
+    assert posts(emulator) == 1
+
+
+@pytest.mark.parametrize(("options", "warns"), [({}, False), ({"wait": False}, True)])
+def test_of_that_setting_a_task_that_waits_for_its_job_does_not_warn(
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, Any],
+    warns: bool,
+) -> None:
+    monkeypatch.setenv("AIRFLOW__STATE_STORE__CLEAR_ON_SUCCESS", "True")
+    start()
+    FalGenerateOperator(
+        task_id="generate", model=MODEL, arguments=ARGUMENTS, deferrable=False, **options
+    ).execute(Task().context)
+    assert ("clear_on_success" in capsys.readouterr().out) is warns
+
+
 def test_no_post_leaves_without_its_intent_in_the_store(start: Start) -> None:
     emulator = start()
     with pytest.raises(RuntimeError, match="did not keep the record"):

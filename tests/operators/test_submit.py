@@ -212,6 +212,40 @@ def test_a_submit_that_was_definitely_refused_is_made_by_the_next_try(
     assert emulator.account()["totals"]["posts_accepted"] == 1
 
 
+@pytest.mark.parametrize("operator", [FalSubmitOperator, FalGenerateOperator])
+@pytest.mark.parametrize(
+    ("status", "error", "billed"),
+    [
+        (401, FalAuthError, "no"),
+        (402, FalBalanceError, "no"),
+        (403, FalBalanceError, "no"),
+        (404, FalInputError, "no"),
+        (422, FalInputError, "maybe"),
+    ],
+)
+def test_a_submit_that_was_refused_fails_without_a_retry_and_is_made_by_a_clear(
+    start: Start, operator: type[FalSubmitOperator], status: int, error: type[FalError], billed: str
+) -> None:
+    emulator = start(faults=[f"server-error status={status}"])
+    task = Task()
+
+    def execute() -> Any:
+        made = operator(task_id="submit", model=MODEL, arguments=ARGUMENTS)
+        return made.execute(task.context)
+
+    with pytest.raises(error) as raised:
+        execute()
+    # Airflow makes no retry after it.
+    assert isinstance(raised.value, AirflowFailException)
+    assert (raised.value.billed, raised.value.may_run) == (billed, False)
+    assert posts(emulator) == 1
+    emulator.clear_faults()
+    task.next_try(cleared=True)
+    assert execute()
+    assert posts(emulator) == 2
+    assert emulator.account()["totals"]["posts_accepted"] == 1
+
+
 def test_a_rate_limit_that_passes_costs_one_job(start: Start) -> None:
     emulator = start(faults=["rate-limit retry_after=0 times=2"])
     submit(Task())

@@ -781,6 +781,24 @@ def test_a_batch_whose_wait_ends_without_an_event_names_the_fate_and_goes_on_in_
     assert posts(emulator) == 3
 
 
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_cleared_batch_asks_for_the_jobs_that_were_not_found_before_it_pays_for_others(
+    start: Start, new: New, gone: bool
+) -> None:
+    emulator = start(run_seconds=0.5, faults=["server-error on=status status=404"])
+    task = new(requests=table(3), poke_interval=0.02)
+    with pytest.raises(FalError):
+        task.run()
+    assert posts(emulator) == 3
+    if gone:
+        with pytest.raises(FalError):
+            task.next_try(cleared=True).run()
+    else:
+        emulator.clear_faults()
+        assert counts(task.next_try(cleared=True).run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == (6 if gone else 3)
+
+
 def test_a_store_that_fails_before_the_posts_leaves_nothing_unknown(
     start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -145,7 +145,8 @@ def cancelled_by_a_clear(record: JobRecord, try_number: int, *, within: float = 
     Whether a job ended by the cancellation that the user's own clear had caused, in the very try that met the clear.
 
     A clear lets whoever waits for the job cancel it, while the next try may begin and find the job alive. Which of
-    the two comes first is luck; in both cases the user has asked for another job. In any later try, and later than that, it is somebody else's.
+    the two comes first is luck; in both cases the user has asked for another job. A cancellation that comes later, or
+    in a later try, is somebody else's.
 
     :param within: seconds after the clear by which its cancellation must have been seen
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,19 +36,25 @@ SCENES = (
     "not written yet",
     "broken",
     "on the web",
+    "file on the web",
+    "hostile films",
 )
 
 
 @dataclass
 class Site:
-    """A running Airflow with the gallery, and two users: ``admin``, and ``guest`` who may see ``open_…`` DAGs."""
+    """
+    A running Airflow with the gallery, and two users: ``admin``, and ``guest`` who may see ``open_…`` DAGs.
+
+    :param ear: what listens at the web address that manifests and files name
+    """
 
     airflow: LocalAirflow
     folder: Path
     open_run: str
     closed_run: str
     long_run: str
-    web: str
+    ear: socket.socket
 
     def password(self, user: str) -> str:
         file = self.airflow.folder / "simple_auth_manager_passwords.json.generated"
@@ -64,6 +71,14 @@ class Site:
             session.cookies.set("_token", reply.json()["access_token"])
         return session
 
+    def web_was_called(self) -> bool:
+        """Whether anything has connected to the web address since the last time; it would wait to be accepted."""
+        try:
+            self.ear.accept()[0].close()
+        except BlockingIOError:
+            return False
+        return True
+
     def address(self, path: str) -> str:
         return f"{self.airflow.url}/fal-media{path}"
 
@@ -72,7 +87,10 @@ class Site:
         return f"/dags/{dag_id}/runs/{quote(run_id, safe='')}"
 
     def scene(self, name: str) -> str:
-        return f"{self.run()}/tasks/scene_{SCENES.index(name)}/-1"
+        return f"{self.run()}/tasks/{self.task(name)}/-1"
+
+    def task(self, scene: str) -> str:
+        return f"scene_{SCENES.index(scene)}"
 
 
 @pytest.fixture(scope="session")
@@ -83,8 +101,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     outside.mkdir()
     dags = folder / "dags"
     shutil.copytree(Path(__file__).parent / "dags", dags)
-    web = "http://127.0.0.1:9/manifest.jsonl"
-    scenes = hostile_scenes(root, outside, web)
+    ear = socket.create_server(("127.0.0.1", 0))
+    ear.setblocking(False)
+    scenes = hostile_scenes(root, outside, f"http://127.0.0.1:{ear.getsockname()[1]}")
     closed = nights.small_night(root / "closed", "closed_night")
     long = nights.long_night(root / "long")
     config: dict[str, dict[str, object]] = {
@@ -95,12 +114,19 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
         },
         "uniapi_fal": {"media_roots": f"file://{root}", "thumbnail_folder": folder / "thumbnails"},
     }
-    with LocalAirflow(
-        folder / "airflow", dags=dags, environment={"PYTHONPATH": str(PROJECT)}, config=config, parallelism=6
-    ) as airflow:
+    with (
+        ear,
+        LocalAirflow(
+            folder / "airflow",
+            dags=dags,
+            environment={"PYTHONPATH": str(PROJECT)},
+            config=config,
+            parallelism=6,
+        ) as airflow,
+    ):
         for dag_id in ("open_night", "closed_night"):
             airflow.wait_for_dag(dag_id)
-        site = Site(airflow, folder, "", "", "", web)
+        site = Site(airflow, folder, "", "", "", ear)
         admin = site.as_user("admin")
         named = {f"scene_{index}": scenes[name] for index, name in enumerate(SCENES)}
         site.closed_run = a_run(admin, airflow.url, "closed_night", {"one": closed})
@@ -160,6 +186,11 @@ def hostile_scenes(root: Path, outside: Path, web: str) -> dict[str, str]:
         "request_id": f"id-{SCRIPT}",
     }
     row = nights.row(f"key-{SCRIPT}", 0, files=(nights.landed(lying, f"image/png{SCRIPT}"),), **words)
+    secret_film = outside / "secret.mp4"
+    nights.video(secret_film, "A secret", 1, 1.0)
+    films = [
+        nights.landed(film, "video/mp4") for film in nights.hostile_films(folder("films"), secret_film, web)
+    ]
     away = nights.small_night(outside / "night")
     linked = folder("linked") / "manifest.jsonl"
     for name in ("manifest.jsonl", "manifest.summary.json"):
@@ -184,7 +215,11 @@ def hostile_scenes(root: Path, outside: Path, web: str) -> dict[str, str]:
         "manifest is a link out of the root": f"file://{linked}",
         "not written yet": f"file://{root}/later/manifest.jsonl",
         "broken": broken,
-        "on the web": web,
+        "on the web": f"{web}/manifest.jsonl",
+        "file on the web": one_file("web", f"{web}/a.png"),
+        "hostile films": nights.write(
+            root / "films" / "manifest.jsonl", [nights.row("films", 0, files=tuple(films))]
+        ),
     }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,23 @@ def video(path: Path, prompt: str, seed: int, seconds: float = 3.0) -> LandedFil
     """Film a video."""
     path.write_bytes(film(Recipe("video", prompt, seed, 640, 360, "mp4", seconds=seconds)))
     return landed(path, "video/mp4", width=640, height=360, duration=seconds)
+
+
+def hostile_films(folder: Path, secret: Path, web: str) -> list[Path]:
+    """Write what FFmpeg would follow if it were to guess: to a file elsewhere, to the web, and to the network."""
+    playlist = "#EXTM3U\n#EXT-X-VERSION:7\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
+    session = (
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+        "m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+    )
+    films = {
+        "elsewhere.m3u8": playlist.format(os.path.relpath(secret, folder)),
+        "web.m3u8": playlist.format(f"{web}/segment.ts"),
+        "session.mp4": session,
+    }
+    for name, text in films.items():
+        (folder / name).write_text(text)
+    return [folder / name for name in films]
 
 
 def good_night(folder: Path, dag_id: str = "open_night") -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
-import threading
 from html import unescape
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -252,26 +250,36 @@ def test_a_huge_range_brings_no_more_than_the_file(site: Site, header: str, stat
         assert reply.headers["Content-Range"] == f"bytes */{len(whole)}"
 
 
-def test_no_address_on_the_web_is_called(tmp_path: Path) -> None:
-    """The scene names a web address; here a server would notice."""
-    from airflow_provider_uniapi_fal.plugins.gallery.accounts import Named, Problem, Reader
-    from airflow_provider_uniapi_fal.plugins.gallery.roots import read_roots
+@pytest.mark.parametrize("file", [0, 1, 2])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_text_that_calls_itself_a_video_opens_nothing_else(site: Site, file: int, part: str) -> None:
+    """Playlists of a file outside the roots and of a web address, and a description of a session."""
+    reply = site.as_user("admin").get(
+        site.address(site.scene("hostile films") + FILE.format(file=file, part=part)),
+        timeout=30,
+        allow_redirects=False,
+    )
+    if part == "thumbnail":
+        assert (reply.status_code, reply.headers["Location"]) == (307, "/fal-media/static/nothing-to-see.svg")
+    else:
+        assert reply.text.startswith(("#EXTM3U", "v=0"))
+    assert not site.web_was_called()
 
-    called = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0.2)
-        port = server.getsockname()[1]
-        named = Named("d", "r", "t", -1, f"http://127.0.0.1:{port}/manifest.jsonl")
-        accounts, (problem,) = Reader().read([named], read_roots(f"file://{tmp_path}"))
-        try:
-            server.accept()
-            called.set()
-        except TimeoutError:
-            pass
-    assert accounts == []
-    assert isinstance(problem, Problem)
-    assert problem.kind == "refused"
-    assert not called.is_set()
+
+@pytest.mark.parametrize("path", [*BELOW_A_RUN, "/"])
+@pytest.mark.parametrize("scene", ["on the web", "file on the web", "hostile films"])
+def test_no_address_on_the_web_is_called(site: Site, scene: str, path: str) -> None:
+    """Something listens at the address that the manifest's XCom, its file or the playlist in it names."""
+    below = path if path in OTHERS else site.run() + path.replace("/one/", f"/{site.task(scene)}/")
+    reply = site.as_user("admin").get(site.address(below), timeout=60, allow_redirects=False)
+    assert reply.status_code in (200, 307, 403)
+    assert not site.web_was_called()
+
+
+def test_the_listener_at_the_web_address_would_notice(site: Site) -> None:
+    socket.create_connection(site.ear.getsockname(), timeout=10).close()
+    assert site.web_was_called()
+    assert not site.web_was_called()
 
 
 def test_every_scene_is_named_by_a_task(site: Site) -> None:

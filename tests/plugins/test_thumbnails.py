@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
+import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from airflow.sdk import ObjectStoragePath
@@ -61,6 +65,46 @@ def test_a_video_shows_one_of_its_frames(small: Thumbnails, tmp_path: Path) -> N
     with Image.open(io.BytesIO(made)) as image:
         assert image.size == (512, 288)
         assert len(image.convert("RGB").resize((8, 8)).getcolors() or []) > 4
+
+
+@pytest.mark.parametrize("content_type", ["video/mp4", "Video/WebM; codecs=vp9", "video/quicktime"])
+def test_a_text_that_calls_itself_a_video_opens_nothing_else(
+    small: Thumbnails, tmp_path: Path, content_type: str
+) -> None:
+    secret, folder = tmp_path / "secret.mp4", tmp_path / "shown"
+    folder.mkdir()
+    nights.video(secret, "A secret", 1, 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as ear:
+        ear.setblocking(False)
+        for film in nights.hostile_films(folder, secret, f"http://127.0.0.1:{ear.getsockname()[1]}"):
+            path = ObjectStoragePath(film.as_uri())
+            assert small.of(path, film.stat().st_size, SHA, content_type) is None
+        with pytest.raises(BlockingIOError):
+            ear.accept()
+
+
+def test_a_video_without_an_end_is_not_searched_for_ever(
+    small: Thumbnails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Endless:
+        duration = None
+
+        def __enter__(self) -> Endless:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        @property
+        def streams(self) -> Any:
+            return SimpleNamespace(video=[SimpleNamespace(codec_context=SimpleNamespace(width=1, height=1))])
+
+        def demux(self, stream: object) -> Any:
+            return itertools.repeat(SimpleNamespace(decode=list))
+
+    monkeypatch.setattr(module, "open_film", lambda *_: Endless())
+    monkeypatch.setattr(module, "MAX_SECONDS", 0.0)
+    (tmp_path / "x").write_bytes(b"x")
+    assert small.of(ObjectStoragePath((tmp_path / "x").as_uri()), 1, SHA, "video/mp4") is None
 
 
 @pytest.mark.parametrize(

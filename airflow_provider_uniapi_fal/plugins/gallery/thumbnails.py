@@ -9,10 +9,12 @@ import json
 import os
 import stat
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from airflow_provider_uniapi_fal.plugins.gallery.kinds import kind_of
+from airflow_provider_uniapi_fal.landing.measuring import open_film
+from airflow_provider_uniapi_fal.plugins.gallery.kinds import kind_of, served_as
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -23,6 +25,9 @@ SIDE = 512
 #: A larger file or picture gets no thumbnail: it would take the API server's memory.
 MAX_BYTES = 256 * 1024 * 1024
 MAX_PIXELS = 100_000_000
+
+#: Seconds that a video may be searched for a frame.
+MAX_SECONDS = 20.0
 
 CONTENT_TYPE = "image/webp"
 
@@ -64,7 +69,7 @@ class Thumbnails:
             with self._turn:
                 made = _read(kept)
                 if made is None:
-                    made = _made(path, kind_of(content_type))
+                    made = _made(path, served_as(content_type))
                     self._keep(kept, made)
         # An empty one says that it was tried.
         return made or None
@@ -114,14 +119,15 @@ def _read(kept: Path) -> bytes | None:
     return content
 
 
-def _made(path: ObjectStoragePath, kind: str) -> bytes:
+def _made(path: ObjectStoragePath, content_type: str) -> bytes:
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ThumbnailsUnavailable("Pillow is not installed") from error
     try:
         with path.open("rb") as reader:
-            image = _frame(reader) if kind == "video" else _picture(reader, Image)
+            video = kind_of(content_type) == "video"
+            image = _frame(reader, content_type) if video else _picture(reader, Image)
             image = ImageOps.exif_transpose(image)
             image.thumbnail((SIDE, SIDE))
             target = io.BytesIO()
@@ -143,16 +149,23 @@ def _picture(reader: BinaryIO, pillow: Any) -> Any:
     return image
 
 
-def _frame(reader: BinaryIO) -> Any:
+def _frame(reader: BinaryIO, content_type: str) -> Any:
     """Return a frame from the first third of a video, where something can be seen as a rule."""
+    deadline = time.monotonic() + MAX_SECONDS
     try:
-        import av
+        film = open_film(reader, content_type)
     except ImportError as error:
         raise ThumbnailsUnavailable("av is not installed") from error
-    with av.open(reader, "r") as container:
-        stream = container.streams.video[0]
+    with film:
+        stream = film.streams.video[0]
         if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
             raise ValueError("too many pixels")
-        if container.duration:
-            container.seek(container.duration // 3)
-        return next(container.decode(stream)).to_image()  # type: ignore[no-untyped-call]
+        if film.duration:
+            film.seek(film.duration // 3)
+        # Packet by packet: a film can have any number of them that bring no frame.
+        for packet in film.demux(stream):
+            for frame in packet.decode():
+                return frame.to_image()  # type: ignore[no-untyped-call]
+            if time.monotonic() > deadline:
+                raise TimeoutError("no frame is found in time")
+    raise ValueError("there is no frame in it")

@@ -13,7 +13,7 @@ def night(dag_id: str) -> None:
         def land() -> None:
             raise AssertionError("this DAG stays paused")
 
-        for name in ("one", "nothing", *(f"scene_{index}" for index in range(12))):
+        for name in ("one", "nothing", *(f"scene_{index}" for index in range(16))):
             land.override(task_id=name)()
 
     nights()

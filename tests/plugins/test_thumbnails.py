@@ -126,6 +126,49 @@ def test_a_broken_file_has_none_and_is_tried_once(
     assert small.of(path, len(content), SHA, content_type) is None
 
 
+class NoAnswer(Exception):
+    """A storage's own kind of error, such as botocore's."""
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("late"), PermissionError("denied"), FileNotFoundError("gone"), NoAnswer("down")]
+)
+@pytest.mark.parametrize("when", ["open", "read"])
+def test_a_storage_that_fails_is_asked_again(
+    small: Thumbnails, tmp_path: Path, error: Exception, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, size = picture(tmp_path / "a.png")
+    whole: Any = type(path).open
+
+    class Cut(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell():
+                raise error
+            return super().read(10)
+
+    def failing(self: ObjectStoragePath, *args: Any, **kwargs: Any) -> Any:
+        if when == "open":
+            raise error
+        with whole(self, *args, **kwargs) as reader:
+            return Cut(reader.read())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "open", failing)
+        with pytest.raises(OSError, match=str(error) if isinstance(error, OSError) else "NoAnswer"):
+            small.of(path, size, SHA, "image/png")
+    assert small.of(path, size, SHA, "image/png") is not None
+
+
+def test_a_file_that_is_shorter_than_it_was_is_asked_for_again(small: Thumbnails, tmp_path: Path) -> None:
+    path, size = picture(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[:50])
+    with pytest.raises(OSError, match="shorter"):
+        small.of(path, size, SHA, "image/png")
+    (tmp_path / "a.png").write_bytes(whole)
+    assert small.of(path, size, SHA, "image/png") is not None
+
+
 def test_pictures_that_are_too_large_are_not_decoded(
     small: Thumbnails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,12 +8,14 @@ import itertools
 import json
 import os
 import stat
+import tempfile
 import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from airflow_provider_uniapi_fal.landing.measuring import open_film
+from airflow_provider_uniapi_fal.plugins.gallery.files import part_of
 from airflow_provider_uniapi_fal.plugins.gallery.kinds import kind_of, served_as
 
 if TYPE_CHECKING:
@@ -69,7 +71,9 @@ class Thumbnails:
             with self._turn:
                 made = _read(kept)
                 if made is None:
-                    made = _made(path, served_as(content_type))
+                    with tempfile.TemporaryFile(dir=self._folder) as copy:
+                        _copied(path, size, copy)
+                        made = _made(copy, served_as(content_type))
                     self._keep(kept, made)
         # An empty one says that it was tried.
         return made or None
@@ -119,41 +123,57 @@ def _read(kept: Path) -> bytes | None:
     return content
 
 
-def _made(path: ObjectStoragePath, content_type: str) -> bytes:
+def _copied(path: ObjectStoragePath, size: int, copy: BinaryIO) -> None:
+    """
+    Copy a file to the disk, so that a storage that fails is not taken for a file that is broken.
+
+    :raises OSError: if it cannot be read to its end
+    """
+    try:
+        for chunk in part_of(path, size, None):
+            copy.write(chunk)
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"the file cannot be read ({type(error).__name__})") from error
+    if copy.tell() != size:
+        raise OSError("the file has become shorter")
+    copy.seek(0)
+
+
+def _made(file: BinaryIO, content_type: str) -> bytes:
+    """Return the thumbnail of a file on the local disk; empty if it cannot be decoded."""
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ThumbnailsUnavailable("Pillow is not installed") from error
     try:
-        with path.open("rb") as reader:
-            video = kind_of(content_type) == "video"
-            image = _frame(reader, content_type) if video else _picture(reader, Image)
-            image = ImageOps.exif_transpose(image)
-            image.thumbnail((SIDE, SIDE))
-            target = io.BytesIO()
-            image.convert("RGBA" if image.mode in ("RGBA", "LA", "P") else "RGB").save(
-                target, "WEBP", quality=80
-            )
-            return target.getvalue()
-    except (ThumbnailsUnavailable, FileNotFoundError):
+        video = kind_of(content_type) == "video"
+        image = _frame(file, content_type) if video else _picture(file, Image)
+        image = ImageOps.exif_transpose(image)
+        image.thumbnail((SIDE, SIDE))
+        target = io.BytesIO()
+        image.convert("RGBA" if image.mode in ("RGBA", "LA", "P") else "RGB").save(target, "WEBP", quality=80)
+        return target.getvalue()
+    except ThumbnailsUnavailable:
         raise
     except Exception:  # noqa: BLE001 - decoders raise all kinds of errors over a broken file
         return b""
 
 
-def _picture(reader: BinaryIO, pillow: Any) -> Any:
-    image = pillow.open(reader, formats=_FORMATS)
+def _picture(file: BinaryIO, pillow: Any) -> Any:
+    image = pillow.open(file, formats=_FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise ValueError("too many pixels")
     image.draft("RGB", (SIDE * 2, SIDE * 2))
     return image
 
 
-def _frame(reader: BinaryIO, content_type: str) -> Any:
+def _frame(file: BinaryIO, content_type: str) -> Any:
     """Return a frame from the first third of a video, where something can be seen as a rule."""
     deadline = time.monotonic() + MAX_SECONDS
     try:
-        film = open_film(reader, content_type)
+        film = open_film(file, content_type)
     except ImportError as error:
         raise ThumbnailsUnavailable("av is not installed") from error
     with film:

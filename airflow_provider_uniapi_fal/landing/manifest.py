@@ -234,21 +234,22 @@ def write_manifest(manifest: Manifest, path: ObjectStoragePath) -> dict[str, Any
     return summary
 
 
-def read_manifest(path: ObjectStoragePath) -> Manifest:
+def read_manifest(path: ObjectStoragePath, summary: bytes | None = None) -> Manifest:
     """
     Read a manifest and prove it whole.
 
+    :param summary: the bytes of its summary, if they were read before; None reads them
     :raises ValueError: if it is none, or rows and summary do not belong together
     :raises OSError: if it cannot be read
     """
     text = path.read_bytes()
-    summary = json.loads(summary_path(path).read_bytes())
-    if not isinstance(summary, dict) or summary.get("rows_sha256") != hashlib.sha256(text).hexdigest():
+    told = json.loads(summary_path(path).read_bytes() if summary is None else summary)
+    if not isinstance(told, dict) or told.get("rows_sha256") != hashlib.sha256(text).hexdigest():
         raise ValueError(f"the manifest {path} and its summary do not belong together")
     rows = tuple(ManifestRow.from_json(json.loads(line)) for line in text.splitlines() if line.strip())
     manifest = Manifest(
         rows,
-        **{name: summary[name] for name in ("dag_id", "run_id", "task_id", "map_index", "written_at")},
+        **{name: told[name] for name in ("dag_id", "run_id", "task_id", "map_index", "written_at")},
     )
     check_fields(manifest)
     return manifest

@@ -100,6 +100,19 @@ def test_a_run_is_found_only_below_its_own_dag(site: Site) -> None:
     assert "scene-" not in reply.text
 
 
+def test_a_malformed_manifest_takes_no_page_with_it(site: Site) -> None:
+    """It is among those of the open run, which the menu's page and the run's page show with all others."""
+    guest = site.as_user("guest")
+    menu = guest.get(site.address("/"), timeout=60)
+    assert (menu.status_code, menu.text.count('<li class="night">')) == (200, 2)
+    assert f'src="/fal-media{site.run()}/' in menu.text  # a small picture
+    for query in ("", "?text=harbour"):
+        page = guest.get(site.address(site.run() + query), timeout=60)
+        assert page.status_code == 200
+        assert 'class="card' in page.text
+        assert "This is no manifest" in page.text
+
+
 def test_the_menus_page_lists_only_dags_that_the_user_may_see(site: Site) -> None:
     guest = site.as_user("guest").get(site.address("/"), timeout=60).text
     admin = site.as_user("admin").get(site.address("/"), timeout=60).text
@@ -128,6 +141,8 @@ def test_a_file_out_of_the_roots_is_refused(site: Site, scene: str, part: str) -
         "not written yet",
         "broken",
         "on the web",
+        "malformed types",
+        "summary is a link out of the root",
     ],
 )
 @pytest.mark.parametrize("path", ["", "/manifest", "/rows/0/details", "/rows/0/files/0/media"])
@@ -144,6 +159,8 @@ def test_a_manifest_that_is_not_to_be_shown_shows_nothing(site: Site, scene: str
             "not written yet": "not written yet",
             "broken": "do not belong together",
             "on the web": "is no storage",
+            "malformed types": "This is no manifest: this is no row of a manifest: model cannot be None",
+            "summary is a link out of the root": "media_roots",
         }
         assert told[scene] in unescape(reply.text)
 
@@ -178,6 +195,17 @@ def test_a_file_that_can_run_scripts_is_only_ever_a_download(site: Site, file: i
     assert "sandbox" in reply.headers["Content-Security-Policy"]
 
 
+@pytest.mark.parametrize("file", [0, 1, 2])
+def test_a_file_that_can_run_scripts_has_no_small_picture(site: Site, file: int) -> None:
+    reply = site.as_user("admin").get(
+        site.address(site.scene("hostile files") + FILE.format(file=file, part="thumbnail")),
+        timeout=30,
+        allow_redirects=False,
+    )
+    assert (reply.status_code, reply.headers["Location"]) == (307, "/fal-media/static/nothing-to-see.svg")
+    assert reply.content == b""
+
+
 def test_a_page_that_calls_itself_a_picture_stays_a_picture(site: Site) -> None:
     session = site.as_user("admin")
     media = session.get(
@@ -186,12 +214,6 @@ def test_a_page_that_calls_itself_a_picture_stays_a_picture(site: Site) -> None:
     assert media.headers["Content-Type"] == "image/png"
     assert media.headers["X-Content-Type-Options"] == "nosniff"
     assert "sandbox" in media.headers["Content-Security-Policy"]
-    small = session.get(
-        site.address(site.scene("hostile files") + FILE.format(file=2, part="thumbnail")),
-        timeout=30,
-        allow_redirects=False,
-    )
-    assert (small.status_code, small.headers["Location"]) == (307, "/fal-media/static/nothing-to-see.svg")
 
 
 @pytest.mark.parametrize(
@@ -230,6 +252,7 @@ def test_every_page_has_a_policy_that_runs_and_fetches_nothing_of_others(site: S
                 assert (value or "").startswith("/fal-media/")
 
 
+@pytest.mark.parametrize("part", ["media", "download"])
 @pytest.mark.parametrize(
     ("header", "status"),
     [
@@ -240,8 +263,8 @@ def test_every_page_has_a_policy_that_runs_and_fetches_nothing_of_others(site: S
         ("bytes=0-" + "9" * 4000, 200),
     ],
 )
-def test_a_huge_range_brings_no_more_than_the_file(site: Site, header: str, status: int) -> None:
-    address = site.address(site.scene("good") + "/rows/0/files/0/media")
+def test_a_huge_range_brings_no_more_than_the_file(site: Site, header: str, status: int, part: str) -> None:
+    address = site.address(site.scene("good") + FILE.format(file=0, part=part))
     whole = site.as_user("admin").get(address, timeout=30).content
     reply = site.as_user("admin").get(address, headers={"Range": header}, timeout=30)
     assert reply.status_code == status

@@ -67,6 +67,15 @@ def test_a_video_shows_one_of_its_frames(small: Thumbnails, tmp_path: Path) -> N
         assert len(image.convert("RGB").resize((8, 8)).getcolors() or []) > 4
 
 
+def test_a_wrong_type_in_one_manifest_does_not_spoil_the_same_file_in_another(
+    small: Thumbnails, tmp_path: Path
+) -> None:
+    file = nights.video(tmp_path / "v.mp4", "A harbour", 3, 1.0)
+    path = ObjectStoragePath(file.path)
+    assert small.of(path, file.bytes, file.sha256, "video/webm") is None
+    assert small.of(path, file.bytes, file.sha256, "video/mp4") is not None
+
+
 @pytest.mark.parametrize("content_type", ["video/mp4", "Video/WebM; codecs=vp9", "video/quicktime"])
 def test_a_text_that_calls_itself_a_video_opens_nothing_else(
     small: Thumbnails, tmp_path: Path, content_type: str

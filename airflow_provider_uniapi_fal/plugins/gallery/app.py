@@ -237,7 +237,7 @@ def make_app() -> FastAPI:
         card, place = card_and_place(dag_id, run_id, task_id, map_index, row, file)
         shown = _file(card)
         path, size = _located(place)
-        tag = _tag(path, size, shown.sha256, "thumbnail")
+        tag = _tag(path, size, shown.sha256, f"thumbnail of {kinds.served_as(shown.content_type)}")
         headers = {
             "ETag": tag,
             "Cache-Control": "private, max-age=3600",

@@ -65,7 +65,7 @@ class Thumbnails:
         if kind_of(content_type) not in ("picture", "video") or size > MAX_BYTES:
             return None
         self._own_folder()
-        kept = self._kept_at(path, size, sha256)
+        kept = self._kept_at(path, size, sha256, served_as(content_type))
         made = _read(kept)
         if made is None:
             with self._turn:
@@ -88,9 +88,11 @@ class Thumbnails:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             raise ThumbnailsUnavailable(f"{self._folder} belongs to somebody else")
 
-    def _kept_at(self, path: ObjectStoragePath, size: int, sha256: str) -> Path:
-        # The path is part of the name: a manifest that lies about a checksum spoils no other file's picture.
-        name = hashlib.sha256(json.dumps([str(path), size, sha256, SIDE]).encode()).hexdigest()
+    def _kept_at(self, path: ObjectStoragePath, size: int, sha256: str, content_type: str) -> Path:
+        # Path and type are part of the name: a manifest that lies about a checksum spoils no other file's picture,
+        # and one that lies about a type not that of the same file in another manifest.
+        told = [str(path), size, sha256, content_type, SIDE]
+        name = hashlib.sha256(json.dumps(told).encode()).hexdigest()
         return self._folder / name[:2] / f"{name}.webp"
 
     def _keep(self, target: Path, content: bytes) -> None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import ObjectStoragePath
 
+from airflow_provider_uniapi_fal.landing.checking import check_fields
 from airflow_provider_uniapi_fal.landing.files import LandedFile
 from airflow_provider_uniapi_fal.landing.storage import put, put_bytes, sha256_of
 
@@ -28,6 +29,9 @@ if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.errors import Failure
 
 MANIFEST_VERSION = 1
+
+#: The last second of the year 9999: no calendar shows a later one.
+LATEST = 253_402_300_799
 
 #: What became of a request; each row has exactly one.
 OUTCOMES = (
@@ -64,6 +68,11 @@ class RowError:
     def of(cls, failure: Failure) -> RowError:
         """Return what the manifest says of a failure."""
         return cls(failure.kind.value, str(failure), failure.billed, failure.may_run, failure.error_type)
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> RowError:
+        """Read what a row says of it; fields of a later version are passed over."""
+        return cls(**{name: data[name] for name in cls.__dataclass_fields__ if name in data})
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +122,17 @@ class ManifestRow:
         if self.outcome not in OUTCOMES:
             raise ValueError(f"outcome is one of {', '.join(OUTCOMES)}, not {self.outcome!r}")
 
+    def check(self) -> None:
+        """
+        Check that it can be read again, with its error and its files.
+
+        :raises ValueError: saying what is wrong with it
+        """
+        for part in (self, *self.files, *((self.error,) if self.error else ())):
+            check_fields(part)
+        if self.submitted_at is not None and not 0 <= self.submitted_at <= LATEST:
+            raise ValueError(f"submitted_at is no time: {self.submitted_at!r}")
+
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
         return {
@@ -131,14 +151,16 @@ class ManifestRow:
         try:
             known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
             error = known.get("error")
-            return cls(
+            row = cls(
                 **{
                     **known,
-                    "error": None if error is None else RowError(**error),
+                    "error": None if error is None else RowError.from_json(error),
                     "files": tuple(LandedFile.from_json(file) for file in known.get("files") or ()),
                 }
             )
-        except (TypeError, KeyError) as error:
+            row.check()
+            return row
+        except (TypeError, KeyError, ValueError) as error:
             raise ValueError(f"this is no row of a manifest: {error}") from error
 
 
@@ -196,11 +218,13 @@ def write_manifest(manifest: Manifest, path: ObjectStoragePath) -> dict[str, Any
     Write rows and summary, each whole or not at all, and the summary last.
 
     :return: the summary
+    :raises ValueError: if a field of a row is of the wrong type: nobody could read it again
     """
     with tempfile.TemporaryDirectory(prefix="uniapi-fal-") as folder:
         lines, digest = Path(folder, "rows"), hashlib.sha256()
         with lines.open("wb") as writer:
             for row in manifest.rows:
+                row.check()
                 line = json.dumps(row.to_json(), ensure_ascii=False).encode() + b"\n"
                 digest.update(line)
                 writer.write(line)
@@ -210,22 +234,25 @@ def write_manifest(manifest: Manifest, path: ObjectStoragePath) -> dict[str, Any
     return summary
 
 
-def read_manifest(path: ObjectStoragePath) -> Manifest:
+def read_manifest(path: ObjectStoragePath, summary: bytes | None = None) -> Manifest:
     """
     Read a manifest and prove it whole.
 
+    :param summary: the bytes of its summary, if they were read before; None reads them
     :raises ValueError: if it is none, or rows and summary do not belong together
     :raises OSError: if it cannot be read
     """
     text = path.read_bytes()
-    summary = json.loads(summary_path(path).read_bytes())
-    if not isinstance(summary, dict) or summary.get("rows_sha256") != hashlib.sha256(text).hexdigest():
+    told = json.loads(summary_path(path).read_bytes() if summary is None else summary)
+    if not isinstance(told, dict) or told.get("rows_sha256") != hashlib.sha256(text).hexdigest():
         raise ValueError(f"the manifest {path} and its summary do not belong together")
     rows = tuple(ManifestRow.from_json(json.loads(line)) for line in text.splitlines() if line.strip())
-    return Manifest(
+    manifest = Manifest(
         rows,
-        **{name: summary[name] for name in ("dag_id", "run_id", "task_id", "map_index", "written_at")},
+        **{name: told[name] for name in ("dag_id", "run_id", "task_id", "map_index", "written_at")},
     )
+    check_fields(manifest)
+    return manifest
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,12 @@ from PIL import Image
 from airflow_provider_uniapi_fal.emulator import captions, media
 from airflow_provider_uniapi_fal.emulator.inputs import ASPECT_RATIOS, IMAGE_SIZES, Recipe, order
 from airflow_provider_uniapi_fal.emulator.media import Studio
-from airflow_provider_uniapi_fal.emulator.pictures import paint
+from airflow_provider_uniapi_fal.emulator.pictures import (
+    UnreadablePictureError,
+    measure,
+    paint,
+    read_data_uri,
+)
 from tests.emulator.client import PICTURE, SMALL, VIDEO, Client
 
 if TYPE_CHECKING:
@@ -36,10 +41,10 @@ def download(client: Client, about: dict[str, Any]) -> bytes:
     return reply.content
 
 
-def data_uri(picture: Image.Image) -> str:
+def data_uri(picture: Image.Image, file_format: str = "PNG") -> str:
     target = io.BytesIO()
-    picture.save(target, "PNG")
-    return "data:image/png;base64," + base64.b64encode(target.getvalue()).decode()
+    picture.save(target, file_format)
+    return f"data:image/{file_format.lower()};base64," + base64.b64encode(target.getvalue()).decode()
 
 
 @pytest.mark.parametrize("file_format", ["jpeg", "png", "webp"])
@@ -194,6 +199,14 @@ def test_a_video_moves_over_the_picture_it_was_given(start: Start) -> None:
     colour = frame.getpixel((frame.width // 2, 20))
     assert isinstance(colour, tuple)
     assert colour == pytest.approx((200, 30, 40), abs=12)
+
+
+@pytest.mark.parametrize("file_format", ["PPM", "EPS", "TGA"])
+def test_a_picture_of_an_uncommon_kind_is_not_opened(file_format: str) -> None:
+    source = data_uri(Image.new("RGB", (64, 48)), file_format)
+    with pytest.raises(UnreadablePictureError):
+        read_data_uri(source)
+    assert measure(base64.b64decode(source.partition(",")[2])) is None
 
 
 def test_a_flagged_video_is_black(start: Start) -> None:

@@ -9,11 +9,13 @@ import struct
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import av
 import pytest
 from airflow.sdk import ObjectStoragePath
 from PIL import Image
 
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.landing import measuring
 from airflow_provider_uniapi_fal.landing.kinds import binary_media_type, checked_kind, is_cut_off, suffix_of
 from airflow_provider_uniapi_fal.landing.measuring import Measures, TooManyPixels, measure
 from airflow_provider_uniapi_fal.landing.media import Lander
@@ -183,6 +185,24 @@ def test_what_cannot_be_measured_has_no_measures(tmp_path: Path, content: bytes,
     path.write_bytes(content)
     found = measure(path, kind)
     assert (found.width, found.height) == (None, None)
+
+
+@pytest.mark.parametrize("container", ["hls", "concat"])
+def test_a_film_opens_no_other_file_even_if_its_container_could(
+    tmp_path: Path, video: bytes, container: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No container on the list refers to others; one that did would be refused what it asks for."""
+    (tmp_path / "other.mp4").write_bytes(video)
+    texts = {
+        "hls": "#EXTM3U\n#EXT-X-VERSION:7\n#EXT-X-TARGETDURATION:2\n#EXTINF:2,\nother.mp4\n#EXT-X-ENDLIST\n",
+        "concat": "ffconcat version 1.0\nfile other.mp4\n",
+    }
+    path = tmp_path / "a.m3u8"
+    path.write_text(texts[container])
+    with av.open(str(path), format=container) as film:
+        assert film.streams.video[0].width == 64  # so it is when nobody refuses
+    monkeypatch.setitem(measuring._CONTAINERS, "video/mp4", container)
+    assert measure(path, "video/mp4") == Measures()
 
 
 def test_a_bomb_is_told_from_its_header(tmp_path: Path) -> None:

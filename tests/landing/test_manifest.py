@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.landing.files import LandedFile
 from airflow_provider_uniapi_fal.landing.manifest import (
+    LATEST,
     OUTCOMES,
     FileCheck,
     Manifest,
@@ -73,6 +75,40 @@ def test_rows_and_a_summary_that_do_not_belong_together_are_no_manifest(path: Ob
         read_manifest(path)
 
 
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [
+        ({"model": None}, "model"),
+        ({"seconds_queued": float("nan")}, "seconds_queued"),
+        ({"submitted_at": 1e300}, "submitted_at"),
+        ({"posts": True}, "posts"),
+        ({"files": (replace(PICTURE, bytes="12"),)}, "bytes"),  # type: ignore[arg-type]
+        ({"outcome": "failed", "error": replace(ERROR, message=None)}, "message"),  # type: ignore[arg-type]
+    ],
+)
+def test_a_row_that_nobody_could_read_again_is_not_written(
+    path: ObjectStoragePath, change: dict[str, Any], names: str
+) -> None:
+    with pytest.raises(ValueError, match=f"^{names} "):
+        write_manifest(Manifest((row("a"), replace(row("b"), **change))), path)
+    assert not path.exists()
+    assert not summary_path(path).exists()
+    line = json.loads(json.dumps(replace(row("b"), **change).to_json()))
+    with pytest.raises(ValueError, match=f"no row of a manifest: {names} "):
+        ManifestRow.from_json(line)
+
+
+def test_fields_of_a_later_version_are_passed_over() -> None:
+    line = row("a", "failed", error=ERROR, files=(PICTURE,)).to_json()
+    later = {
+        **line,
+        "later": 1,
+        "error": {**line["error"], "later": 2},
+        "files": [{**line["files"][0], "later": 3}],
+    }
+    assert ManifestRow.from_json(later) == row("a", "failed", error=ERROR, files=(PICTURE,))
+
+
 def test_an_outcome_that_is_none_is_refused() -> None:
     with pytest.raises(ValueError, match="outcome"):
         row("a", "fine")
@@ -120,6 +156,7 @@ def test_the_schema_knows_every_field_and_no_other(path: ObjectStoragePath) -> N
     }
     for name, value in written.items():
         assert set(definitions[name]["properties"]) == set(value) == set(definitions[name]["required"])
+    assert definitions["row"]["properties"]["submitted_at"]["maximum"] == LATEST
     assert definitions["outcome"]["enum"] == list(OUTCOMES)
     assert definitions["error"]["properties"]["kind"]["enum"] == [kind.value for kind in FailureKind]
     assert definitions["summary"]["properties"]["counts"]["required"] == list(summary["counts"])

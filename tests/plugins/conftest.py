@@ -5,16 +5,21 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import socket
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 import requests
+from airflow.sdk import ObjectStoragePath
+from moto.server import ThreadedMotoServer
 
 from airflow_provider_uniapi_fal.landing.files import LandedFile
+from airflow_provider_uniapi_fal.landing.manifest import read_manifest
 from demo.local_airflow import LocalAirflow
 from tests.plugins import nights
 
@@ -35,44 +40,68 @@ SCENES = (
     "not written yet",
     "broken",
     "on the web",
+    "file on the web",
+    "hostile films",
+    "malformed types",
+    "summary is a link out of the root",
 )
 
 
 @dataclass
 class Site:
-    """A running Airflow with the gallery, and two users: ``admin``, and ``guest`` who may see ``open_…`` DAGs."""
+    """
+    A running Airflow with the gallery, and two users: ``admin``, and ``guest`` who may see ``open_…`` DAGs.
+
+    :param ear: what listens at the web address that manifests and files name
+    """
 
     airflow: LocalAirflow
     folder: Path
     open_run: str
     closed_run: str
     long_run: str
-    web: str
+    store_run: str
+    ear: socket.socket
 
     def password(self, user: str) -> str:
         file = self.airflow.folder / "simple_auth_manager_passwords.json.generated"
         return str(json.loads(file.read_text())[user])
+
+    def token(self, user: str) -> str:
+        body = {"username": user, "password": self.password(user)}
+        reply = requests.post(f"{self.airflow.url}/auth/token", json=body, timeout=30)
+        reply.raise_for_status()
+        return str(reply.json()["access_token"])
 
     def as_user(self, user: str | None) -> requests.Session:
         """Return a session that is logged in as a browser is: by the cookie."""
         session = requests.Session()
         session.trust_env = False
         if user is not None:
-            body = {"username": user, "password": self.password(user)}
-            reply = session.post(f"{self.airflow.url}/auth/token", json=body, timeout=30)
-            reply.raise_for_status()
-            session.cookies.set("_token", reply.json()["access_token"])
+            session.cookies.set("_token", self.token(user))
         return session
+
+    def web_was_called(self) -> bool:
+        """Whether anything has connected to the web address since the last time; it would wait to be accepted."""
+        try:
+            self.ear.accept()[0].close()
+        except BlockingIOError:
+            return False
+        return True
 
     def address(self, path: str) -> str:
         return f"{self.airflow.url}/fal-media{path}"
 
     def run(self, dag_id: str = "open_night", run_id: str | None = None) -> str:
-        run_id = run_id or (self.closed_run if dag_id == "closed_night" else self.open_run)
+        runs = {"closed_night": self.closed_run, "nightly_batch": self.store_run}
+        run_id = run_id or runs.get(dag_id, self.open_run)
         return f"/dags/{dag_id}/runs/{quote(run_id, safe='')}"
 
     def scene(self, name: str) -> str:
-        return f"{self.run()}/tasks/scene_{SCENES.index(name)}/-1"
+        return f"{self.run()}/tasks/{self.task(name)}/-1"
+
+    def task(self, scene: str) -> str:
+        return f"scene_{SCENES.index(scene)}"
 
 
 @pytest.fixture(scope="session")
@@ -83,8 +112,9 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     outside.mkdir()
     dags = folder / "dags"
     shutil.copytree(Path(__file__).parent / "dags", dags)
-    web = "http://127.0.0.1:9/manifest.jsonl"
-    scenes = hostile_scenes(root, outside, web)
+    ear = socket.create_server(("127.0.0.1", 0))
+    ear.setblocking(False)
+    scenes = hostile_scenes(root, outside, f"http://127.0.0.1:{ear.getsockname()[1]}")
     closed = nights.small_night(root / "closed", "closed_night")
     long = nights.long_night(root / "long")
     config: dict[str, dict[str, object]] = {
@@ -93,20 +123,57 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
             "simple_auth_manager_users": "admin:admin,guest:viewer",
             "test_connection": "Enabled",
         },
-        "uniapi_fal": {"media_roots": f"file://{root}", "thumbnail_folder": folder / "thumbnails"},
+        "uniapi_fal": {
+            "media_roots": f"file://{root}, s3://store@media/nights",
+            "thumbnail_folder": folder / "thumbnails",
+        },
     }
-    with LocalAirflow(
-        folder / "airflow", dags=dags, environment={"PYTHONPATH": str(PROJECT)}, config=config, parallelism=6
-    ) as airflow:
-        for dag_id in ("open_night", "closed_night"):
-            airflow.wait_for_dag(dag_id)
-        site = Site(airflow, folder, "", "", "", web)
-        admin = site.as_user("admin")
-        named = {f"scene_{index}": scenes[name] for index, name in enumerate(SCENES)}
-        site.closed_run = a_run(admin, airflow.url, "closed_night", {"one": closed})
-        site.long_run = a_run(admin, airflow.url, "open_night", {"one": long})
-        site.open_run = a_run(admin, airflow.url, "open_night", {"one": scenes["good"], **named})
-        yield site
+    with ear, object_store() as url:
+        extra = {"endpoint_url": url, "region_name": "us-east-1"}
+        store = {"conn_type": "aws", "login": "test", "password": "test", "extra": extra}
+        environment = {"PYTHONPATH": str(PROJECT), "AIRFLOW_CONN_STORE": json.dumps(store)}
+        in_store = stored_night(folder / "stored", url)
+        with LocalAirflow(
+            folder / "airflow", dags=dags, environment=environment, config=config, parallelism=6
+        ) as airflow:
+            for dag_id in ("open_night", "closed_night", "nightly_batch", "landing"):
+                airflow.wait_for_dag(dag_id)
+            site = Site(airflow, folder, "", "", "", "", ear)
+            admin = site.as_user("admin")
+            named = {site.task(name): scenes[name] for name in SCENES}
+            site.closed_run = a_run(admin, airflow.url, "closed_night", {"one": closed})
+            site.store_run = a_run(admin, airflow.url, "nightly_batch", {"media": in_store})
+            site.long_run = a_run(admin, airflow.url, "open_night", {"one": long})
+            site.open_run = a_run(admin, airflow.url, "open_night", {"one": scenes["good"], **named})
+            yield site
+
+
+@contextmanager
+def object_store() -> Iterator[str]:
+    """Run an object store with a bucket ``media``, and give its address."""
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        host, port = server.get_host_and_port()
+        requests.put(f"http://{host}:{port}/media", timeout=10).raise_for_status()
+        yield f"http://{host}:{port}"
+    finally:
+        server.stop()
+
+
+def stored_night(folder: Path, url: str) -> str:
+    """Put a good night into the object store and return the address of its manifest."""
+    local = nights.good_night(folder, "nightly_batch")
+    there = "s3://media/nights/2026-11-25"
+    rows = [
+        replace(row, files=tuple(replace(f, path=f"{there}/{Path(f.path).name}") for f in row.files))
+        for row in read_manifest(ObjectStoragePath(local)).rows
+    ]
+    nights.write(folder / "manifest.jsonl", rows, "nightly_batch", written_at=1_790_003_600.0)
+    for file in folder.iterdir():
+        key = f"{there.removeprefix('s3://')}/{file.name}"
+        requests.put(f"{url}/{key}", data=file.read_bytes(), timeout=30).raise_for_status()
+    return f"{there}/manifest.jsonl"
 
 
 def a_run(session: requests.Session, url: str, dag_id: str, manifests: dict[str, str]) -> str:
@@ -160,6 +227,11 @@ def hostile_scenes(root: Path, outside: Path, web: str) -> dict[str, str]:
         "request_id": f"id-{SCRIPT}",
     }
     row = nights.row(f"key-{SCRIPT}", 0, files=(nights.landed(lying, f"image/png{SCRIPT}"),), **words)
+    secret_film = outside / "secret.mp4"
+    nights.video(secret_film, "A secret", 1, 1.0)
+    films = [
+        nights.landed(film, "video/mp4") for film in nights.hostile_films(folder("films"), secret_film, web)
+    ]
     away = nights.small_night(outside / "night")
     linked = folder("linked") / "manifest.jsonl"
     for name in ("manifest.jsonl", "manifest.summary.json"):
@@ -167,6 +239,14 @@ def hostile_scenes(root: Path, outside: Path, web: str) -> dict[str, str]:
     broken = nights.write(folder("broken") / "manifest.jsonl", [nights.row("a", 0)])
     with Path(broken.removeprefix("file://")).open("a") as rows:
         rows.write("{}\n")
+    malformed = folder("malformed") / "manifest.jsonl"
+    nights.write(malformed, [nights.row("a", 0), nights.row("b", 1)])
+    nights.rewrite(malformed, lambda row: {**row, "model": None})
+    half_linked = folder("half_linked")
+    nights.write(half_linked / "manifest.jsonl", [nights.row("scene-00", 0)])
+    nights.write(outside / "manifest.jsonl", [nights.row("scene-00", 0)])
+    (half_linked / "manifest.summary.json").unlink()
+    (half_linked / "manifest.summary.json").symlink_to(outside / "manifest.summary.json")
     os.chmod(secret, 0o644)  # noqa: PTH101
     return {
         "good": nights.good_night(folder("good")),
@@ -184,7 +264,13 @@ def hostile_scenes(root: Path, outside: Path, web: str) -> dict[str, str]:
         "manifest is a link out of the root": f"file://{linked}",
         "not written yet": f"file://{root}/later/manifest.jsonl",
         "broken": broken,
-        "on the web": web,
+        "on the web": f"{web}/manifest.jsonl",
+        "file on the web": one_file("web", f"{web}/a.png"),
+        "hostile films": nights.write(
+            root / "films" / "manifest.jsonl", [nights.row("films", 0, files=tuple(films))]
+        ),
+        "malformed types": f"file://{malformed}",
+        "summary is a link out of the root": f"file://{half_linked}/manifest.jsonl",
     }
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
+import os
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +71,16 @@ def write(path: Path, rows: list[ManifestRow], dag_id: str = "open_night", **fie
     return address
 
 
+def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the rows of a manifest as no writer of ours would, and its summary so that both fit."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    text = "".join(json.dumps(change(row)) + "\n" for row in rows).encode()
+    path.write_bytes(text)
+    summary = path.with_suffix(".summary.json")
+    told = {**json.loads(summary.read_text()), "rows_sha256": hashlib.sha256(text).hexdigest()}
+    summary.write_text(json.dumps(told))
+
+
 def picture(path: Path, prompt: str, seed: int, width: int = 768, height: int = 576) -> LandedFile:
     """Paint a picture."""
     path.write_bytes(paint(Recipe("image", prompt, seed, width, height, "jpeg")))
@@ -78,6 +91,23 @@ def video(path: Path, prompt: str, seed: int, seconds: float = 3.0) -> LandedFil
     """Film a video."""
     path.write_bytes(film(Recipe("video", prompt, seed, 640, 360, "mp4", seconds=seconds)))
     return landed(path, "video/mp4", width=640, height=360, duration=seconds)
+
+
+def hostile_films(folder: Path, secret: Path, web: str) -> list[Path]:
+    """Write what FFmpeg would follow if it were to guess: to a file elsewhere, to the web, and to the network."""
+    playlist = "#EXTM3U\n#EXT-X-VERSION:7\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{}\n#EXT-X-ENDLIST\n"
+    session = (
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nt=0 0\n"
+        "m=video 5004 RTP/AVP 96\na=rtpmap:96 H264/90000\n"
+    )
+    films = {
+        "elsewhere.m3u8": playlist.format(os.path.relpath(secret, folder)),
+        "web.m3u8": playlist.format(f"{web}/segment.ts"),
+        "session.mp4": session,
+    }
+    for name, text in films.items():
+        (folder / name).write_text(text)
+    return [folder / name for name in films]
 
 
 def good_night(folder: Path, dag_id: str = "open_night") -> str:

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import re
 import socket
-import threading
 from html import unescape
 from html.parser import HTMLParser
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -102,6 +100,19 @@ def test_a_run_is_found_only_below_its_own_dag(site: Site) -> None:
     assert "scene-" not in reply.text
 
 
+def test_a_malformed_manifest_takes_no_page_with_it(site: Site) -> None:
+    """It is among those of the open run, which the menu's page and the run's page show with all others."""
+    guest = site.as_user("guest")
+    menu = guest.get(site.address("/"), timeout=60)
+    assert (menu.status_code, menu.text.count('<li class="night">')) == (200, 2)
+    assert f'src="/fal-media{site.run()}/' in menu.text  # a small picture
+    for query in ("", "?text=harbour"):
+        page = guest.get(site.address(site.run() + query), timeout=60)
+        assert page.status_code == 200
+        assert 'class="card' in page.text
+        assert "This is no manifest" in page.text
+
+
 def test_the_menus_page_lists_only_dags_that_the_user_may_see(site: Site) -> None:
     guest = site.as_user("guest").get(site.address("/"), timeout=60).text
     admin = site.as_user("admin").get(site.address("/"), timeout=60).text
@@ -130,6 +141,8 @@ def test_a_file_out_of_the_roots_is_refused(site: Site, scene: str, part: str) -
         "not written yet",
         "broken",
         "on the web",
+        "malformed types",
+        "summary is a link out of the root",
     ],
 )
 @pytest.mark.parametrize("path", ["", "/manifest", "/rows/0/details", "/rows/0/files/0/media"])
@@ -146,6 +159,8 @@ def test_a_manifest_that_is_not_to_be_shown_shows_nothing(site: Site, scene: str
             "not written yet": "not written yet",
             "broken": "do not belong together",
             "on the web": "is no storage",
+            "malformed types": "This is no manifest: this is no row of a manifest: model cannot be None",
+            "summary is a link out of the root": "media_roots",
         }
         assert told[scene] in unescape(reply.text)
 
@@ -180,6 +195,17 @@ def test_a_file_that_can_run_scripts_is_only_ever_a_download(site: Site, file: i
     assert "sandbox" in reply.headers["Content-Security-Policy"]
 
 
+@pytest.mark.parametrize("file", [0, 1, 2])
+def test_a_file_that_can_run_scripts_has_no_small_picture(site: Site, file: int) -> None:
+    reply = site.as_user("admin").get(
+        site.address(site.scene("hostile files") + FILE.format(file=file, part="thumbnail")),
+        timeout=30,
+        allow_redirects=False,
+    )
+    assert (reply.status_code, reply.headers["Location"]) == (307, "/fal-media/static/nothing-to-see.svg")
+    assert reply.content == b""
+
+
 def test_a_page_that_calls_itself_a_picture_stays_a_picture(site: Site) -> None:
     session = site.as_user("admin")
     media = session.get(
@@ -188,12 +214,6 @@ def test_a_page_that_calls_itself_a_picture_stays_a_picture(site: Site) -> None:
     assert media.headers["Content-Type"] == "image/png"
     assert media.headers["X-Content-Type-Options"] == "nosniff"
     assert "sandbox" in media.headers["Content-Security-Policy"]
-    small = session.get(
-        site.address(site.scene("hostile files") + FILE.format(file=2, part="thumbnail")),
-        timeout=30,
-        allow_redirects=False,
-    )
-    assert (small.status_code, small.headers["Location"]) == (307, "/fal-media/static/nothing-to-see.svg")
 
 
 @pytest.mark.parametrize(
@@ -232,6 +252,7 @@ def test_every_page_has_a_policy_that_runs_and_fetches_nothing_of_others(site: S
                 assert (value or "").startswith("/fal-media/")
 
 
+@pytest.mark.parametrize("part", ["media", "download"])
 @pytest.mark.parametrize(
     ("header", "status"),
     [
@@ -242,8 +263,8 @@ def test_every_page_has_a_policy_that_runs_and_fetches_nothing_of_others(site: S
         ("bytes=0-" + "9" * 4000, 200),
     ],
 )
-def test_a_huge_range_brings_no_more_than_the_file(site: Site, header: str, status: int) -> None:
-    address = site.address(site.scene("good") + "/rows/0/files/0/media")
+def test_a_huge_range_brings_no_more_than_the_file(site: Site, header: str, status: int, part: str) -> None:
+    address = site.address(site.scene("good") + FILE.format(file=0, part=part))
     whole = site.as_user("admin").get(address, timeout=30).content
     reply = site.as_user("admin").get(address, headers={"Range": header}, timeout=30)
     assert reply.status_code == status
@@ -252,26 +273,36 @@ def test_a_huge_range_brings_no_more_than_the_file(site: Site, header: str, stat
         assert reply.headers["Content-Range"] == f"bytes */{len(whole)}"
 
 
-def test_no_address_on_the_web_is_called(tmp_path: Path) -> None:
-    """The scene names a web address; here a server would notice."""
-    from airflow_provider_uniapi_fal.plugins.gallery.accounts import Named, Problem, Reader
-    from airflow_provider_uniapi_fal.plugins.gallery.roots import read_roots
+@pytest.mark.parametrize("file", [0, 1, 2])
+@pytest.mark.parametrize("part", PARTS)
+def test_a_text_that_calls_itself_a_video_opens_nothing_else(site: Site, file: int, part: str) -> None:
+    """Playlists of a file outside the roots and of a web address, and a description of a session."""
+    reply = site.as_user("admin").get(
+        site.address(site.scene("hostile films") + FILE.format(file=file, part=part)),
+        timeout=30,
+        allow_redirects=False,
+    )
+    if part == "thumbnail":
+        assert (reply.status_code, reply.headers["Location"]) == (307, "/fal-media/static/nothing-to-see.svg")
+    else:
+        assert reply.text.startswith(("#EXTM3U", "v=0"))
+    assert not site.web_was_called()
 
-    called = threading.Event()
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        server.settimeout(0.2)
-        port = server.getsockname()[1]
-        named = Named("d", "r", "t", -1, f"http://127.0.0.1:{port}/manifest.jsonl")
-        accounts, (problem,) = Reader().read([named], read_roots(f"file://{tmp_path}"))
-        try:
-            server.accept()
-            called.set()
-        except TimeoutError:
-            pass
-    assert accounts == []
-    assert isinstance(problem, Problem)
-    assert problem.kind == "refused"
-    assert not called.is_set()
+
+@pytest.mark.parametrize("path", [*BELOW_A_RUN, "/"])
+@pytest.mark.parametrize("scene", ["on the web", "file on the web", "hostile films"])
+def test_no_address_on_the_web_is_called(site: Site, scene: str, path: str) -> None:
+    """Something listens at the address that the manifest's XCom, its file or the playlist in it names."""
+    below = path if path in OTHERS else site.run() + path.replace("/one/", f"/{site.task(scene)}/")
+    reply = site.as_user("admin").get(site.address(below), timeout=60, allow_redirects=False)
+    assert reply.status_code in (200, 307, 403)
+    assert not site.web_was_called()
+
+
+def test_the_listener_at_the_web_address_would_notice(site: Site) -> None:
+    socket.create_connection(site.ear.getsockname(), timeout=10).close()
+    assert site.web_was_called()
+    assert not site.web_was_called()
 
 
 def test_every_scene_is_named_by_a_task(site: Site) -> None:

@@ -7,12 +7,13 @@ import shutil
 import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
-from urllib.parse import quote
 
 import pytest
-from playwright.sync_api import Browser, BrowserContext, Page, expect, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Frame, Page, ViewportSize, expect, sync_playwright
+from playwright.sync_api import Error as PlaywrightError
 
 from airflow_provider_uniapi_fal.emulator.running import running_emulator
+from tests.plugins.conftest import PROJECT
 
 if TYPE_CHECKING:
     from tests.plugins.conftest import Site
@@ -34,8 +35,8 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-def log_in(browser: Browser, site: Site, user: str) -> Page:
-    context: BrowserContext = browser.new_context(viewport={"width": 1440, "height": 900})
+def log_in(browser: Browser, site: Site, user: str, size: ViewportSize | None = None) -> Page:
+    context: BrowserContext = browser.new_context(viewport=size or {"width": 1440, "height": 900})
     context.set_default_timeout(30_000)
     page = context.new_page()
     page.goto(f"{site.airflow.url}/auth/login")
@@ -93,7 +94,7 @@ def test_the_connection_form_is_filled_in_tested_and_saved(admin: Page, site: Si
         assert posts(emulator) == 0
     saved = site.as_user("admin").get(
         f"{site.airflow.url}/api/v2/connections/fal_from_the_form",
-        headers={"Authorization": f"Bearer {token(admin)}"},
+        headers={"Authorization": f"Bearer {site.token('admin')}"},
         timeout=30,
     )
     fields = saved.json()
@@ -102,31 +103,24 @@ def test_the_connection_form_is_filled_in_tested_and_saved(admin: Page, site: Si
     assert KEY not in saved.text
 
 
-@pytest.mark.parametrize(("key", "says"), [(KEY, "accepted the key"), ("sk-wrong", "refused the key")])
-def test_the_test_button_says_whether_the_key_is_right(admin: Page, site: Site, key: str, says: str) -> None:
-    conn_id = "fal_" + says.split()[0]
+@pytest.mark.parametrize(
+    ("key", "title", "says"),
+    [
+        (KEY, "Test Connection Successful", "The gateway accepted the key"),
+        ("sk-wrong", "Test Connection Failed", "The gateway refused the key"),
+    ],
+)
+def test_the_test_button_shows_whether_the_key_is_right(
+    admin: Page, site: Site, key: str, title: str, says: str
+) -> None:
+    conn_id = "fal_right" if key == KEY else "fal_wrong"
     with running_emulator(key=KEY) as emulator:
-        made = site.as_user("admin").post(
-            f"{site.airflow.url}/api/v2/connections",
-            # With a port of its own: Airflow 3.3.2's button takes an empty one for another address.
-            json={
-                "connection_id": conn_id,
-                "conn_type": "uniapi_fal",
-                "host": "http://127.0.0.1",
-                "port": int(emulator.url.rpartition(":")[2]),
-                "password": key,
-            },
-            headers={"Authorization": f"Bearer {token(admin)}"},
-            timeout=30,
-        )
-        assert made.status_code == 201, made.text
+        make_connection(site, conn_id, emulator.url, key)
         admin.goto(f"{site.airflow.url}/connections")
         row = admin.get_by_role("row").filter(has_text=conn_id)
-        with admin.expect_response(
-            lambda reply: "test" in reply.url and reply.request.method != "OPTIONS"
-        ) as told:
-            row.get_by_role("button", name="Test Connection").click()
-        assert says in told.value.text()
+        row.get_by_role("button", name="Test Connection").click()
+        expect(admin.get_by_text(title, exact=True).first).to_be_visible()
+        expect(admin.get_by_text(says).first).to_be_visible()
         assert posts(emulator) == 0
 
 
@@ -213,23 +207,109 @@ def test_words_of_a_manifest_run_no_script(guest: Page, site: Site) -> None:
     guest.goto(site.address(site.scene("hostile words")))
     guest.locator(".card").first.click()
     expect(guest.locator("dialog[open] .facts")).to_contain_text("<script>")
-    for path in ("/rows/0/files/0/media", "/rows/0/files/1/media", "/rows/0/files/2/media"):
-        # A download begins, or a broken picture is shown; no page is.
-        guest.evaluate(
-            "address => fetch(address).then(reply => reply.blob())",
-            site.address(site.scene("hostile files") + path),
-        )
-    guest.goto(site.address(site.scene("hostile files") + "/rows/0/files/2/media"))
+    expect(guest).not_to_have_title("owned")
+
+
+@pytest.mark.parametrize(("file", "name"), [(0, "drawing.svg"), (1, "page.html")])
+def test_a_file_that_can_run_scripts_is_downloaded_and_runs_none(
+    guest: Page, site: Site, file: int, name: str
+) -> None:
+    """Its script would change the title of the page that shows it."""
+    details = site.address(f"{site.scene('hostile files')}/rows/0/files/{file}/details")
+    guest.goto(details)
+    with guest.expect_download() as download, pytest.raises(PlaywrightError, match="Download is starting"):
+        guest.goto(details.replace("/details", "/media"))
+    assert download.value.suggested_filename == name
+    assert b"<script>" in download.value.path().read_bytes()
+    assert guest.url == details
+    expect(guest).to_have_title("files")
+
+
+def test_a_page_that_calls_itself_a_picture_is_shown_as_a_broken_one(guest: Page, site: Site) -> None:
+    reply = guest.goto(site.address(site.scene("hostile files") + "/rows/0/files/2/media"))
+    assert reply is not None
+    assert b"<script>" in reply.body()
+    expect(guest.locator("body > img")).to_have_count(1)
+    assert guest.evaluate("document.images[0].naturalWidth") == 0
     assert guest.title() != "owned"
 
 
-def test_the_extra_link_leads_to_the_media(guest: Page, site: Site) -> None:
-    """The link's address opens alone, outside of Airflow's frame, with the login that is there."""
-    guest.goto(site.address(f"{site.run()}?text={quote('req-00002')}"))
-    expect(guest.locator(".card")).to_have_count(1)
+def test_the_extra_links_of_a_task_lead_to_its_media(admin: Page, site: Site) -> None:
+    """By their buttons on Airflow's page of the task, after a real run of it."""
+    with running_emulator(key=KEY) as emulator:
+        make_connection(site, "fal_landing", emulator.url, KEY)
+        run_id = site.airflow.trigger("landing", {"folder": f"file://{site.folder}/root/landing"})
+        assert site.airflow.wait_for_run("landing", run_id, timeout=240) == "success"
+    run = site.run("landing", run_id)
+    request_id = site.airflow.xcom("landing", run_id, "submit", key="request_id")
+    for task_id, leads_to in (("submit", f"{run}?text={request_id}"), ("land", f"{run}/tasks/land/-1")):
+        admin.goto(f"{site.airflow.url}{run}/tasks/{task_id}/details")
+        # The tab "Media" is a link of this name, too; its address is one of Airflow's own.
+        admin.locator("a[href*='/fal-media/']").get_by_text("Media", exact=True).click()
+        admin.wait_for_url(site.address(leads_to))
+        expect(admin.locator(".card")).to_have_count(1)
+        until(admin, "document.querySelector('.card img').naturalWidth > 0")
+    admin.goto(f"{site.airflow.url}{run}/tasks/land/details")
+    with admin.expect_download() as download:
+        admin.locator("a[href*='/fal-media/']").get_by_text("Manifest", exact=True).click()
+    assert json.loads(download.value.path().read_text())["request_id"] == request_id
 
 
-def until(page: Page, expression: str) -> None:
+def test_the_pictures_of_the_documentation_can_be_taken(browser: Browser, site: Site) -> None:
+    """Into ``build/pictures``; those in ``docs/pictures`` are copies of them, and show no path of a machine."""
+    folder = PROJECT / "build" / "pictures"
+    folder.mkdir(parents=True, exist_ok=True)
+    page = log_in(browser, site, "admin", {"width": 1360, "height": 860})
+    run = site.run("nightly_batch")
+
+    def take(name: str, text: str) -> None:
+        for private in (str(site.folder), str(PROJECT), "file://", "/tmp/"):
+            assert private not in text
+        page.screenshot(path=folder / name)
+
+    def all_pictures(where: Page | Frame) -> None:
+        until(where, "[...document.images].slice(0, 8).every(one => one.naturalWidth > 0)")
+
+    try:
+        page.goto(f"{site.airflow.url}{run}/tasks/media/plugin/fal-media-task")
+        page.evaluate("localStorage.setItem('theme', 'light')")
+        page.reload()
+        gallery = page.locator("iframe[title=Media]").element_handle().content_frame()
+        assert gallery is not None
+        expect(page.frame_locator("iframe[title=Media]").locator(".card")).to_have_count(22)
+        all_pictures(gallery)
+        take("gallery.png", page.inner_text("body") + gallery.inner_text("body"))
+        page.evaluate("localStorage.setItem('theme', 'dark')")
+        page.goto(site.address(f"{run}/tasks/media/-1"))
+        all_pictures(page)
+        page.locator(".card").nth(2).click()
+        expect(page.locator("dialog[open] h2")).to_contain_text("scene-02")
+        expect(page.locator("dialog[open]")).to_contain_text("s3://media/nights/2026-11-25/scene-02.mp4")
+        until(page, "document.querySelector('dialog video').readyState >= 2")
+        take("file.png", page.inner_text("body"))
+    finally:
+        page.context.close()
+
+
+def make_connection(site: Site, conn_id: str, url: str, key: str) -> None:
+    made = site.as_user("admin").post(
+        f"{site.airflow.url}/api/v2/connections",
+        json={
+            "connection_id": conn_id,
+            "conn_type": "uniapi_fal",
+            # With a port of its own: Airflow 3.3.2's button takes an empty one for another address.
+            "host": "http://127.0.0.1",
+            "port": int(url.rpartition(":")[2]),
+            "password": key,
+            "extra": json.dumps({"media_hosts": ["127.0.0.1"]}),
+        },
+        headers={"Authorization": f"Bearer {site.token('admin')}"},
+        timeout=30,
+    )
+    assert made.status_code == 201, made.text
+
+
+def until(page: Page | Frame, expression: str) -> None:
     """Wait for a condition; playwright's own waiting would need what the page's policy forbids."""
     deadline = time.monotonic() + 30
     while not page.evaluate(expression):
@@ -240,7 +320,3 @@ def until(page: Page, expression: str) -> None:
 def posts(emulator: object) -> int:
     account = emulator.account()  # type: ignore[attr-defined]
     return int(account["totals"]["posts_accepted"])
-
-
-def token(page: Page) -> str:
-    return next(str(cookie["value"]) for cookie in page.context.cookies() if cookie["name"] == "_token")

@@ -14,7 +14,7 @@ from airflow.sdk import ObjectStoragePath
 from moto.server import ThreadedMotoServer
 
 from airflow_provider_uniapi_fal.landing.files import LandedFile
-from airflow_provider_uniapi_fal.landing.manifest import Manifest, write_manifest
+from airflow_provider_uniapi_fal.landing.manifest import Manifest, read_manifest, write_manifest
 from airflow_provider_uniapi_fal.plugins.gallery import accounts as module
 from airflow_provider_uniapi_fal.plugins.gallery.accounts import Named, Reader
 from airflow_provider_uniapi_fal.plugins.gallery.files import located, part_of
@@ -41,7 +41,7 @@ def test_a_manifest_is_read_once_and_again_when_it_has_changed(
     roots, reader = read_roots(tmp_path.as_uri()), Reader()
     (first,), _ = reader.read([named(address)], roots)
     with monkeypatch.context() as patch:
-        patch.setattr(module, "read_manifest", lambda _: pytest.fail("read again"))
+        patch.setattr(module, "read_manifest", lambda *_: pytest.fail("read again"))
         assert reader.read([named(address)], roots)[0][0] is first
         clock[0] += module.FRESH_SECONDS + 1
         assert reader.read([named(address)], roots)[0][0] is first
@@ -84,6 +84,55 @@ def test_a_manifest_that_is_too_long_is_not_read(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(module, "MAX_MANIFEST_BYTES", 10)
     _, (problem,) = Reader().read([named(address)], read_roots(tmp_path.as_uri()))
     assert "too long" in problem.message
+
+
+def test_a_summary_that_is_too_long_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = nights.write(tmp_path / "m.jsonl", [nights.row("a", 0)])
+    with (tmp_path / "m.summary.json").open("ab") as summary:
+        summary.truncate(2**40)  # a hole: it takes no room on the disk
+    monkeypatch.setattr(module, "chunks_of", lambda *_: pytest.fail("read"))
+    _, (problem,) = Reader().read([named(address)], read_roots(tmp_path.as_uri()))
+    assert problem.kind == "broken"
+    assert "summary has 1099511627776 bytes, which is too long" in problem.message
+
+
+def test_a_manifest_behind_a_link_has_its_summary_beside_itself(tmp_path: Path) -> None:
+    (tmp_path / "2026").mkdir()
+    nights.write(tmp_path / "2026" / "night.jsonl", [nights.row("right", 0)])
+    nights.write(tmp_path / "latest.jsonl", [nights.row("another", 0)])
+    (tmp_path / "latest.jsonl").unlink()
+    (tmp_path / "latest.jsonl").symlink_to(tmp_path / "2026" / "night.jsonl")
+    (account,), _ = Reader().read([named(f"file://{tmp_path}/latest.jsonl")], read_roots(tmp_path.as_uri()))
+    assert [row.key for row in account.manifest.rows] == ["right"]
+
+
+def test_a_summary_behind_a_link_out_of_the_root_is_not_read(tmp_path: Path) -> None:
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    for folder in (root / "real", outside):
+        folder.mkdir(parents=True)
+        nights.write(folder / "m.jsonl", [nights.row("a", 0)])
+    (root / "real" / "m.summary.json").unlink()
+    (root / "real" / "m.summary.json").symlink_to(outside / "m.summary.json")
+    (root / "m.jsonl").symlink_to(root / "real" / "m.jsonl")
+    (root / "m.summary.json").write_text("{}")
+    for name in ("m.jsonl", "real/m.jsonl"):
+        accounts, (problem,) = Reader().read([named(f"file://{root}/{name}")], read_roots(root.as_uri()))
+        assert (accounts, problem.kind) == ([], "refused")
+
+
+def test_the_summary_that_was_looked_at_is_the_one_that_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between a look and a read, somebody may have put a link in its place."""
+    address = nights.write(tmp_path / "m.jsonl", [nights.row("a", 0)])
+
+    def swapped(*args: object) -> Manifest:
+        (tmp_path / "m.summary.json").write_text("{}")
+        return read_manifest(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "read_manifest", swapped)
+    accounts, problems = Reader().read([named(address)], read_roots(tmp_path.as_uri()))
+    assert (len(accounts), problems) == (1, [])
 
 
 @pytest.mark.parametrize("text", ["[]", "{}", "nonsense", '{"rows_sha256": 5}'])

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import io
+import itertools
+import socket
 import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from airflow.sdk import ObjectStoragePath
@@ -63,6 +67,55 @@ def test_a_video_shows_one_of_its_frames(small: Thumbnails, tmp_path: Path) -> N
         assert len(image.convert("RGB").resize((8, 8)).getcolors() or []) > 4
 
 
+def test_a_wrong_type_in_one_manifest_does_not_spoil_the_same_file_in_another(
+    small: Thumbnails, tmp_path: Path
+) -> None:
+    file = nights.video(tmp_path / "v.mp4", "A harbour", 3, 1.0)
+    path = ObjectStoragePath(file.path)
+    assert small.of(path, file.bytes, file.sha256, "video/webm") is None
+    assert small.of(path, file.bytes, file.sha256, "video/mp4") is not None
+
+
+@pytest.mark.parametrize("content_type", ["video/mp4", "Video/WebM; codecs=vp9", "video/quicktime"])
+def test_a_text_that_calls_itself_a_video_opens_nothing_else(
+    small: Thumbnails, tmp_path: Path, content_type: str
+) -> None:
+    secret, folder = tmp_path / "secret.mp4", tmp_path / "shown"
+    folder.mkdir()
+    nights.video(secret, "A secret", 1, 1.0)
+    with socket.create_server(("127.0.0.1", 0)) as ear:
+        ear.setblocking(False)
+        for film in nights.hostile_films(folder, secret, f"http://127.0.0.1:{ear.getsockname()[1]}"):
+            path = ObjectStoragePath(film.as_uri())
+            assert small.of(path, film.stat().st_size, SHA, content_type) is None
+        with pytest.raises(BlockingIOError):
+            ear.accept()
+
+
+def test_a_video_without_an_end_is_not_searched_for_ever(
+    small: Thumbnails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Endless:
+        duration = None
+
+        def __enter__(self) -> Endless:
+            return self
+
+        def __exit__(self, *_: object) -> None: ...
+
+        @property
+        def streams(self) -> Any:
+            return SimpleNamespace(video=[SimpleNamespace(codec_context=SimpleNamespace(width=1, height=1))])
+
+        def demux(self, stream: object) -> Any:
+            return itertools.repeat(SimpleNamespace(decode=list))
+
+    monkeypatch.setattr(module, "open_film", lambda *_: Endless())
+    monkeypatch.setattr(module, "MAX_SECONDS", 0.0)
+    (tmp_path / "x").write_bytes(b"x")
+    assert small.of(ObjectStoragePath((tmp_path / "x").as_uri()), 1, SHA, "video/mp4") is None
+
+
 @pytest.mark.parametrize(
     ("content", "content_type"),
     [
@@ -80,6 +133,49 @@ def test_a_broken_file_has_none_and_is_tried_once(
     assert small.of(path, len(content), SHA, content_type) is None
     monkeypatch.setattr(module, "_made", lambda *_: pytest.fail("tried again"))
     assert small.of(path, len(content), SHA, content_type) is None
+
+
+class NoAnswer(Exception):
+    """A storage's own kind of error, such as botocore's."""
+
+
+@pytest.mark.parametrize(
+    "error", [TimeoutError("late"), PermissionError("denied"), FileNotFoundError("gone"), NoAnswer("down")]
+)
+@pytest.mark.parametrize("when", ["open", "read"])
+def test_a_storage_that_fails_is_asked_again(
+    small: Thumbnails, tmp_path: Path, error: Exception, when: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, size = picture(tmp_path / "a.png")
+    whole: Any = type(path).open
+
+    class Cut(io.BytesIO):
+        def read(self, size: int | None = -1) -> bytes:
+            if self.tell():
+                raise error
+            return super().read(10)
+
+    def failing(self: ObjectStoragePath, *args: Any, **kwargs: Any) -> Any:
+        if when == "open":
+            raise error
+        with whole(self, *args, **kwargs) as reader:
+            return Cut(reader.read())
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(path), "open", failing)
+        with pytest.raises(OSError, match=str(error) if isinstance(error, OSError) else "NoAnswer"):
+            small.of(path, size, SHA, "image/png")
+    assert small.of(path, size, SHA, "image/png") is not None
+
+
+def test_a_file_that_is_shorter_than_it_was_is_asked_for_again(small: Thumbnails, tmp_path: Path) -> None:
+    path, size = picture(tmp_path / "a.png")
+    whole = (tmp_path / "a.png").read_bytes()
+    (tmp_path / "a.png").write_bytes(whole[:50])
+    with pytest.raises(OSError, match="shorter"):
+        small.of(path, size, SHA, "image/png")
+    (tmp_path / "a.png").write_bytes(whole)
+    assert small.of(path, size, SHA, "image/png") is not None
 
 
 def test_pictures_that_are_too_large_are_not_decoded(

@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 
 from airflow_provider_uniapi_fal.landing.manifest import read_manifest, summary_path
 from airflow_provider_uniapi_fal.plugins.gallery.choosing import Account
-from airflow_provider_uniapi_fal.plugins.gallery.files import located
+from airflow_provider_uniapi_fal.plugins.gallery.files import chunks_of, located
 from airflow_provider_uniapi_fal.plugins.gallery.roots import NotAllowed, Root, folder_of, place_of
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ XCOM_KEY = "manifest_path"
 
 #: A longer manifest is not read: 256 MiB are a hundred thousand rows with long prompts.
 MAX_MANIFEST_BYTES = 256 * 1024 * 1024
+
+#: A longer summary is not read: it holds two dozen numbers and names, whatever the manifest's length.
+MAX_SUMMARY_BYTES = 1024 * 1024
 
 #: Rows that are kept in memory, of all manifests together.
 KEPT_ROWS = 100_000
@@ -144,16 +147,20 @@ class Reader:
             return kept[2]
         try:
             path, size = located(place)
-            summary, _ = located(
-                replace(place, path=f"{place.path.rpartition('/')[0]}/{summary_path(path).name}")
-            )
-            version = (size, summary.read_bytes() if size <= MAX_MANIFEST_BYTES else b"")
+            # Beside the manifest itself, where a link leads to it, and looked at as any other file is.
+            summary_at, summary_size = located(replace(place, path=summary_path(path).path))
+            for what, length, most in (
+                ("manifest", size, MAX_MANIFEST_BYTES),
+                ("summary", summary_size, MAX_SUMMARY_BYTES),
+            ):
+                if length > most:
+                    return problem("broken", f"The {what} has {length} bytes, which is too long to be shown.")
+            summary = b"".join(chunks_of(summary_at, 0, summary_size))
+            version = (size, summary)
             if kept is not None and kept[1] == version:
                 account = kept[2]
-            elif size > MAX_MANIFEST_BYTES:
-                return problem("broken", f"The manifest has {size} bytes, which is too long to be shown.")
             else:
-                manifest = read_manifest(path)
+                manifest = read_manifest(path, summary)
                 if manifest.dag_id != named.dag_id:
                     return problem("foreign", "The manifest is that of another DAG, and is not shown here.")
                 account = Account(named.task_id, named.map_index, manifest)

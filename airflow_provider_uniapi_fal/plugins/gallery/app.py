@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from functools import partial
 from importlib import resources
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -108,12 +109,12 @@ class _Pages:
             moment=words.moment,
             outcome=words.outcome,
             kind=kinds.kind_of,
-            pretty=_pretty,
+            pretty=partial(words.as_json, indent=2),
         )
         self._environment.globals.update(urls=urls, page_sizes=PAGE_SIZES, version=_version_of_static())
 
     def page(self, template: str, *, status: int = 200, **values: Any) -> HTMLResponse:
-        return HTMLResponse(self._environment.get_template(template).render(values), status)
+        return HTMLResponse(_utf8(self._environment.get_template(template).render(values)), status)
 
 
 def make_app() -> FastAPI:
@@ -129,7 +130,7 @@ def make_app() -> FastAPI:
     @app.exception_handler(AnyHTTPException)
     def refused(request: Request, error: AnyHTTPException) -> Response:
         if "text/html" not in request.headers.get("accept", ""):
-            return Response(str(error.detail), error.status_code, error.headers, "text/plain")
+            return Response(_utf8(str(error.detail)), error.status_code, error.headers, "text/plain")
         return pages.page(
             "error.html", status=error.status_code, code=error.status_code, message=error.detail
         )
@@ -236,7 +237,7 @@ def make_app() -> FastAPI:
         card, place = card_and_place(dag_id, run_id, task_id, map_index, row, file)
         shown = _file(card)
         path, size = _located(place)
-        tag = _tag(path, size, shown.sha256, "thumbnail")
+        tag = _tag(path, size, shown.sha256, f"thumbnail of {kinds.served_as(shown.content_type)}")
         headers = {
             "ETag": tag,
             "Cache-Control": "private, max-age=3600",
@@ -372,8 +373,9 @@ def _tag(path: ObjectStoragePath, size: int, sha256: str, what: str) -> str:
     return '"' + hashlib.sha256(json.dumps([str(path), size, sha256, what]).encode()).hexdigest()[:32] + '"'
 
 
-def _pretty(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False, indent=2)
+def _utf8(text: str) -> bytes:
+    """Return a text as it is sent; JSON can hold halves of characters, which cannot be."""
+    return text.encode(errors="replace")
 
 
 def _version_of_static() -> str:

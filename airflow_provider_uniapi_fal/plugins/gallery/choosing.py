@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,6 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from airflow_provider_uniapi_fal.landing.manifest import OUTCOMES, Manifest, ManifestRow
+from airflow_provider_uniapi_fal.plugins.gallery import words
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.landing.files import LandedFile
@@ -89,7 +89,7 @@ class Card:
         """All text in which a search looks."""
         row = self.row
         parts = [row.key, row.request_id or "", row.model]
-        parts += [json.dumps(value, ensure_ascii=False) for value in (row.arguments, row.metadata) if value]
+        parts += [words.as_json(value) for value in (row.arguments, row.metadata) if value]
         parts += [row.error.kind, row.error.message] if row.error else []
         return "\n".join(parts).casefold()
 

@@ -8,11 +8,15 @@ import itertools
 import json
 import os
 import stat
+import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from airflow_provider_uniapi_fal.plugins.gallery.kinds import kind_of
+from airflow_provider_uniapi_fal.landing.measuring import open_film
+from airflow_provider_uniapi_fal.plugins.gallery.files import part_of
+from airflow_provider_uniapi_fal.plugins.gallery.kinds import kind_of, served_as
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -23,6 +27,9 @@ SIDE = 512
 #: A larger file or picture gets no thumbnail: it would take the API server's memory.
 MAX_BYTES = 256 * 1024 * 1024
 MAX_PIXELS = 100_000_000
+
+#: Seconds that a video may be searched for a frame.
+MAX_SECONDS = 20.0
 
 CONTENT_TYPE = "image/webp"
 
@@ -58,13 +65,15 @@ class Thumbnails:
         if kind_of(content_type) not in ("picture", "video") or size > MAX_BYTES:
             return None
         self._own_folder()
-        kept = self._kept_at(path, size, sha256)
+        kept = self._kept_at(path, size, sha256, served_as(content_type))
         made = _read(kept)
         if made is None:
             with self._turn:
                 made = _read(kept)
                 if made is None:
-                    made = _made(path, kind_of(content_type))
+                    with tempfile.TemporaryFile(dir=self._folder) as copy:
+                        _copied(path, size, copy)
+                        made = _made(copy, served_as(content_type))
                     self._keep(kept, made)
         # An empty one says that it was tried.
         return made or None
@@ -79,9 +88,11 @@ class Thumbnails:
         if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid():
             raise ThumbnailsUnavailable(f"{self._folder} belongs to somebody else")
 
-    def _kept_at(self, path: ObjectStoragePath, size: int, sha256: str) -> Path:
-        # The path is part of the name: a manifest that lies about a checksum spoils no other file's picture.
-        name = hashlib.sha256(json.dumps([str(path), size, sha256, SIDE]).encode()).hexdigest()
+    def _kept_at(self, path: ObjectStoragePath, size: int, sha256: str, content_type: str) -> Path:
+        # Path and type are part of the name: a manifest that lies about a checksum spoils no other file's picture,
+        # and one that lies about a type not that of the same file in another manifest.
+        told = [str(path), size, sha256, content_type, SIDE]
+        name = hashlib.sha256(json.dumps(told).encode()).hexdigest()
         return self._folder / name[:2] / f"{name}.webp"
 
     def _keep(self, target: Path, content: bytes) -> None:
@@ -114,45 +125,69 @@ def _read(kept: Path) -> bytes | None:
     return content
 
 
-def _made(path: ObjectStoragePath, kind: str) -> bytes:
+def _copied(path: ObjectStoragePath, size: int, copy: BinaryIO) -> None:
+    """
+    Copy a file to the disk, so that a storage that fails is not taken for a file that is broken.
+
+    :raises OSError: if it cannot be read to its end
+    """
+    try:
+        for chunk in part_of(path, size, None):
+            copy.write(chunk)
+    except OSError:
+        raise
+    except Exception as error:
+        raise OSError(f"the file cannot be read ({type(error).__name__})") from error
+    if copy.tell() != size:
+        raise OSError("the file has become shorter")
+    copy.seek(0)
+
+
+def _made(file: BinaryIO, content_type: str) -> bytes:
+    """Return the thumbnail of a file on the local disk; empty if it cannot be decoded."""
     try:
         from PIL import Image, ImageOps
     except ImportError as error:
         raise ThumbnailsUnavailable("Pillow is not installed") from error
     try:
-        with path.open("rb") as reader:
-            image = _frame(reader) if kind == "video" else _picture(reader, Image)
-            image = ImageOps.exif_transpose(image)
-            image.thumbnail((SIDE, SIDE))
-            target = io.BytesIO()
-            image.convert("RGBA" if image.mode in ("RGBA", "LA", "P") else "RGB").save(
-                target, "WEBP", quality=80
-            )
-            return target.getvalue()
-    except (ThumbnailsUnavailable, FileNotFoundError):
+        video = kind_of(content_type) == "video"
+        image = _frame(file, content_type) if video else _picture(file, Image)
+        image = ImageOps.exif_transpose(image)
+        image.thumbnail((SIDE, SIDE))
+        target = io.BytesIO()
+        image.convert("RGBA" if image.mode in ("RGBA", "LA", "P") else "RGB").save(target, "WEBP", quality=80)
+        return target.getvalue()
+    except ThumbnailsUnavailable:
         raise
     except Exception:  # noqa: BLE001 - decoders raise all kinds of errors over a broken file
         return b""
 
 
-def _picture(reader: BinaryIO, pillow: Any) -> Any:
-    image = pillow.open(reader, formats=_FORMATS)
+def _picture(file: BinaryIO, pillow: Any) -> Any:
+    image = pillow.open(file, formats=_FORMATS)
     if image.width * image.height > MAX_PIXELS:
         raise ValueError("too many pixels")
     image.draft("RGB", (SIDE * 2, SIDE * 2))
     return image
 
 
-def _frame(reader: BinaryIO) -> Any:
+def _frame(file: BinaryIO, content_type: str) -> Any:
     """Return a frame from the first third of a video, where something can be seen as a rule."""
+    deadline = time.monotonic() + MAX_SECONDS
     try:
-        import av
+        film = open_film(file, content_type)
     except ImportError as error:
         raise ThumbnailsUnavailable("av is not installed") from error
-    with av.open(reader, "r") as container:
-        stream = container.streams.video[0]
+    with film:
+        stream = film.streams.video[0]
         if stream.codec_context.width * stream.codec_context.height > MAX_PIXELS:
             raise ValueError("too many pixels")
-        if container.duration:
-            container.seek(container.duration // 3)
-        return next(container.decode(stream)).to_image()  # type: ignore[no-untyped-call]
+        if film.duration:
+            film.seek(film.duration // 3)
+        # Packet by packet: a film can have any number of them that bring no frame.
+        for packet in film.demux(stream):
+            for frame in packet.decode():
+                return frame.to_image()  # type: ignore[no-untyped-call]
+            if time.monotonic() > deadline:
+                raise TimeoutError("no frame is found in time")
+    raise ValueError("there is no frame in it")

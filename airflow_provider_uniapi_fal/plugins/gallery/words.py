@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from datetime import datetime, timezone
+from decimal import Decimal
+from typing import Any
 
 
 def in_bytes(count: int) -> str:
     """Return a size such as ``1.4 MB``."""
-    size = float(count)
+    size = Decimal(count)  # which no number in a manifest is too large for
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000 or unit == "GB":
             return f"{size:.0f} {unit}" if unit == "B" or size >= 100 else f"{size:.1f} {unit}"
@@ -45,3 +48,11 @@ def moment(at: float | datetime | None) -> str:
 def outcome(word: str) -> str:
     """Return an outcome as a reader's word."""
     return word.replace("_", " ")
+
+
+def as_json(value: Any, indent: int | None = None) -> str:
+    """Return a value as JSON; what is nested too deeply to be written, as a remark."""
+    try:
+        return json.dumps(value, ensure_ascii=False, indent=indent)
+    except RecursionError:
+        return "(nested too deeply to be shown)"

@@ -6,18 +6,20 @@ import pendulum
 from airflow.sdk import dag, task
 
 
-def night(dag_id: str) -> None:
+def night(dag_id: str, *tasks: str) -> None:
     @dag(dag_id, schedule=None, start_date=pendulum.datetime(2026, 1, 1, tz="UTC"))
     def nights() -> None:
         @task
         def land() -> None:
             raise AssertionError("this DAG stays paused")
 
-        for name in ("one", "nothing", *(f"scene_{index}" for index in range(12))):
+        for name in tasks:
             land.override(task_id=name)()
 
     nights()
 
 
-night("open_night")
-night("closed_night")
+SCENES = [f"scene_{index}" for index in range(16)]
+night("open_night", "one", "nothing", *SCENES)
+night("closed_night", "one", "nothing", *SCENES)
+night("nightly_batch", "media")

@@ -21,9 +21,9 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import ObjectStoragePath
 
-from airflow_provider_uniapi_fal.landing.checking import check_fields
 from airflow_provider_uniapi_fal.landing.files import LandedFile
 from airflow_provider_uniapi_fal.landing.storage import put, put_bytes, sha256_of
+from airflow_provider_uniapi_fal.protocol.checking import check_fields
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.errors import Failure

@@ -8,6 +8,7 @@ from enum import Enum
 from sys import intern
 from typing import Any
 
+from airflow_provider_uniapi_fal.protocol.checking import check_fields
 from airflow_provider_uniapi_fal.protocol.origin import is_request_id, is_safe_path
 
 SCHEMA_VERSION = 1
@@ -208,17 +209,21 @@ class JobResult:
         if not isinstance(files, list) or not all(_is_media_file(file) for file in files):
             raise ValueError(f"a result is a mapping as FalQueueSensor returns it, not {type(data).__name__}")
         fields = MediaFile.__dataclass_fields__
-        return cls(
+        media = tuple(
+            MediaFile(**{name: value for name, value in file.items() if name in fields}) for file in files
+        )
+        result = cls(
             handle=JobHandle.from_json(data.get("handle")),
             data=data.get("data"),
-            media=tuple(
-                MediaFile(**{name: value for name, value in file.items() if name in fields}) for file in files
-            ),
+            media=media,
             seed=data.get("seed"),
             billable_units=data.get("billable_units"),
             seconds_queued=data.get("seconds_queued"),
             seconds_running=data.get("seconds_running"),
         )
+        for part in (result, *media):
+            check_fields(part)
+        return result
 
 
 def _is_media_file(value: Any) -> bool:

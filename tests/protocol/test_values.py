@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -136,6 +137,20 @@ def test_what_is_no_result_is_refused_with_a_value_error(data: Any) -> None:
     if isinstance(data, dict):
         data = {"handle": HANDLE.to_json(), **data}
     with pytest.raises(ValueError, match="result"):
+        JobResult.from_json(data)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("seed", "7"), ("seed", True), ("billable_units", 5), ("seconds_running", math.nan), ("media.url", 5)],
+)
+def test_a_wrong_field_of_a_result_is_named(field: str, value: Any) -> None:
+    data = JobResult(HANDLE, {}, (MediaFile("images[0]", "https://v3.fal.media/a.png"),)).to_json()
+    if field.startswith("media."):
+        data["media"][0]["url"] = value
+    else:
+        data[field] = value
+    with pytest.raises(ValueError, match=f"{field.removeprefix('media.')} cannot be"):
         JobResult.from_json(data)
 
 

@@ -38,6 +38,8 @@ def _fields_of(kind: type) -> tuple[tuple[str, tuple[type, ...]], ...]:
 
 def _types_in(hint: Any) -> tuple[type, ...]:
     """Return the classes of a hint such as ``Mapping[str, Any] | None``, without what is in them."""
+    if hint is Any:
+        return (object,)
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     return tuple(get_origin(part) or part for part in parts)
 

@@ -108,6 +108,13 @@ NAME_TEMPLATE = Arg(
     help="how files are called, such as {date}/{key}-{index} (default: {key})",
 )
 STORAGE_CONN_ID = Arg(("--storage-conn-id",), default=None, help="Airflow connection of the storage")
+ON_UNKNOWN_SUBMIT = Arg(
+    ("--on-unknown-submit",),
+    choices=("fail", "resubmit"),
+    default="fail",
+    help="what to do when an earlier submit of the same input has an unknown outcome: resubmit may pay twice "
+    "(default: %(default)s)",
+)
 DRY_RUN = Arg(("--dry-run",), action="store_true", help="say what would be submitted, and submit nothing")
 
 OF_ONE_JOB = (JOB, MODEL_OF_JOB, CONN_ID, JOURNAL, OUTPUT)
@@ -205,13 +212,7 @@ def _job_verbs() -> tuple[ActionCommand, ...]:
                     metavar="N",
                     help="refuse the job if the queue is longer",
                 ),
-                Arg(
-                    ("--on-unknown-submit",),
-                    choices=("fail", "resubmit"),
-                    default="fail",
-                    help="what to do when an earlier submit of the same input has an unknown outcome: resubmit may pay "
-                    "twice (default: %(default)s)",
-                ),
+                ON_UNKNOWN_SUBMIT,
                 DRY_RUN,
                 CONN_ID,
                 JOURNAL,
@@ -527,6 +528,7 @@ def _gateway_verbs() -> tuple[ActionCommand, ...]:
                     metavar="S",
                     help="stop waiting for the job after this (default: %(default)s)",
                 ),
+                ON_UNKNOWN_SUBMIT,
                 CONN_ID,
                 JOURNAL,
                 YES,

@@ -17,7 +17,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from airflow_provider_uniapi_fal.cli.jobs import arguments_of, post
+from airflow_provider_uniapi_fal.cli.jobs import arguments_of, intend, post, unknown_before
 from airflow_provider_uniapi_fal.cli.journal import Entry, Journal
 from airflow_provider_uniapi_fal.cli.terminal import ExitCode, confirm, progress, say, show, show_rows, verb
 from airflow_provider_uniapi_fal.exceptions import FalError
@@ -138,8 +138,12 @@ def doctor(args: argparse.Namespace) -> ExitCode | None:
     hook = FalHook(conn_id)
     arguments = SMALL_PICTURE if args.arguments is None else arguments_of(args.arguments, ())
     request = hook.prepare(args.model, arguments)
+    model = bare_model(args.model)
     journal = Journal(args.journal)
-    journal.entries()  # one that cannot be read is told of before anything is asked
+    # It reads the journal, too: one that cannot be read is told of before anything is asked.
+    unknown = unknown_before(
+        journal, model, arguments, conn_id, "fal", resubmit=args.free or args.on_unknown_submit == "resubmit"
+    )
     account = hook.account
     say(f"Asking {account.base_url} what costs nothing, with connection {conn_id}.")
     findings = list(free_findings(account))
@@ -148,11 +152,11 @@ def doctor(args: argparse.Namespace) -> ExitCode | None:
         say("The job is left out: the gateway did not accept the key or the account.")
     elif not args.free:
         confirm(
-            f"Now one paid job: {bare_model(args.model)}. It is the only one, and it is posted once.",
+            f"Now one paid job: {model}. It is the only one, and it is posted once.",
             yes=args.yes,
         )
-        entry = Entry.intent(bare_model(args.model), arguments, conn_id)
-        journal.write(entry)
+        entry = Entry.intent(model, arguments, conn_id)
+        intend(journal, entry, unknown)
         findings += job_findings(hook, journal, entry, args.model, request, args.timeout)
     findings += unasked(findings)
     rows = [asdict(finding) for finding in findings]

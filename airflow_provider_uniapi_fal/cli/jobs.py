@@ -70,13 +70,9 @@ def submit(args: argparse.Namespace) -> ExitCode | None:
     )
     model = dialect.model_id(args.model)
     journal = Journal(args.journal)
-    unknown = _unknown_before(journal, model, arguments, conn_id, args.dialect)
-    if unknown and args.on_unknown_submit == "fail":
-        raise error_of(
-            _for_the_terminal(
-                unknown_outcome("an earlier submit of the same input left no trace of what came of it")
-            )
-        )
+    unknown = unknown_before(
+        journal, model, arguments, conn_id, args.dialect, resubmit=args.on_unknown_submit == "resubmit"
+    )
     say(f"Submitting one paid job: {model} at {hook.account.base_url}, connection {conn_id}.")
     if args.dry_run:
         say("Not submitted: --dry-run.")
@@ -85,10 +81,8 @@ def submit(args: argparse.Namespace) -> ExitCode | None:
             args.output,
         )
         return None
-    for entry in unknown:
-        journal.write(entry.ended(unknown_outcome("submitted again, as --on-unknown-submit=resubmit said")))
     entry = Entry.intent(model, arguments, conn_id, args.dialect)
-    journal.write(entry)
+    intend(journal, entry, unknown)
     accepted = post(hook, journal, entry, args.model, request, args.dialect)
     if isinstance(accepted, JobResult):
         # Whole, and in one form: it cannot be fetched again, and the media may be in it.
@@ -100,6 +94,44 @@ def submit(args: argparse.Namespace) -> ExitCode | None:
         args.output,
     )
     return None
+
+
+def unknown_before(
+    journal: Journal,
+    model: str,
+    arguments: Mapping[str, Any],
+    conn_id: str,
+    dialect: str,
+    *,
+    resubmit: bool,
+) -> list[Entry]:
+    """
+    Return the submits of the same input of which nobody knows what came of them.
+
+    :param resubmit: the user has said to pay for them again
+    :raises FalSubmitOutcomeUnknown: if there is one, and nobody has said so
+    """
+    asked = fingerprint(model, arguments, conn_id, dialect=dialect)
+    found = [
+        entry
+        for entry in journal.entries()
+        if entry.record.phase is Phase.INTENT and entry.record.fingerprint == asked
+    ]
+    if found and not resubmit:
+        lost = unknown_outcome("an earlier submit of the same input left no trace of what came of it")
+        raise error_of(_for_the_terminal(lost))
+    return found
+
+
+def intend(journal: Journal, entry: Entry, instead_of: Sequence[Entry]) -> None:
+    """
+    Write the intent of a submit down, which must be done before the post.
+
+    :param instead_of: earlier ones of unknown outcome that the user has said to submit again
+    """
+    for earlier in instead_of:
+        journal.write(earlier.ended(unknown_outcome("submitted again, as --on-unknown-submit=resubmit said")))
+    journal.write(entry)
 
 
 def post(
@@ -346,18 +378,6 @@ def _inputs(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
             yield name, json.loads(text)
         except ValueError as error:
             refuse(f"{name}: {text!r} is no JSON ({error}).")
-
-
-def _unknown_before(
-    journal: Journal, model: str, arguments: Mapping[str, Any], conn_id: str, dialect: str
-) -> list[Entry]:
-    """Return the submits of the same input of which nobody knows what came of them."""
-    asked = fingerprint(model, arguments, conn_id, dialect=dialect)
-    return [
-        entry
-        for entry in journal.entries()
-        if entry.record.phase is Phase.INTENT and entry.record.fingerprint == asked
-    ]
 
 
 def _for_the_terminal(failure: Failure) -> Failure:

@@ -207,6 +207,12 @@ def test_a_lost_reply_is_unknown_here_as_well_and_not_posted_again(
     assert fal("doctor", "--yes").code == 3
     assert posts(emulator) == 1
     assert len(journal.entries()) == 1
+    again = fal("doctor", "--yes")
+    assert (again.code, posts(emulator)) == (3, 1)
+    assert "--on-unknown-submit=resubmit" in again.err
+    assert fal("doctor", "--free").code == 0, "what costs nothing may be asked"
+    assert (fal("doctor", "--yes", "--on-unknown-submit", "resubmit").code, posts(emulator)) == (0, 2)
+    assert (fal("doctor", "--yes").code, posts(emulator)) == (0, 3), "none is unknown any more"
 
 
 def test_a_job_that_never_ends_is_left_with_a_word(start: Start, fal: Fal) -> None:

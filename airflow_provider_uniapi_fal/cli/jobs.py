@@ -150,7 +150,11 @@ def post(
         lost = unknown_outcome("it was interrupted before the reply came")
         raise error_of(_for_the_terminal(lost)) from error
     except FalError as error:
-        journal.write(entry.ended(error.failure))
+        try:
+            journal.write(entry.ended(error.failure))
+        except JournalError as unwritten:
+            # The intent stays, and so the same submit is refused: that is the safe side.
+            say(str(unwritten))
         raise
     result = accepted.result if isinstance(accepted, Finished) else None
     handle = accepted.handle if result is None else result.handle  # type: ignore[union-attr]

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from airflow.cli.cli_config import CLICommand
 
+HOURS_OF_A_CENTURY = 100 * 365.25 * 24
+
 EPILOG = "Exit codes and examples: the page 'Command line' of the provider's documentation."
 
 
@@ -63,10 +65,19 @@ def ratio(text: str) -> float:
     return number
 
 
+def hours(text: str) -> float:
+    """Read a number of hours above 0 that leads to a date; named in argparse's message if it is none."""
+    number = above_zero(text)
+    if number > HOURS_OF_A_CENTURY:
+        raise ValueError(text)
+    return number
+
+
 above_zero.__name__ = "number above 0"
 whole_above_zero.__name__ = "whole number above 0"
 whole_or_zero.__name__ = "whole number of 0 or more"
 ratio.__name__ = "share from 0 to 1"
+hours.__name__ = "number of hours above 0, at most a century"
 
 OUTPUT = Arg(
     ("-o", "--output"),
@@ -444,7 +455,7 @@ def _night_verbs() -> tuple[ActionCommand, ...]:
                 Arg(("--run-id",), default=None, help="only this run's"),
                 Arg(
                     ("--hours",),
-                    type=above_zero,
+                    type=hours,
                     default=72.0,
                     metavar="N",
                     help="only those of the last N hours (default: %(default)s)",

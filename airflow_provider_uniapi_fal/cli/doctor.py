@@ -23,11 +23,11 @@ from airflow_provider_uniapi_fal.cli.terminal import (
     ExitCode,
     confirm,
     exit_code_of,
-    fail,
     progress,
     say,
     show,
     show_rows,
+    submitting,
     verb,
 )
 from airflow_provider_uniapi_fal.exceptions import FalError
@@ -176,6 +176,7 @@ def doctor(args: argparse.Namespace) -> ExitCode | None:
         seen = _Recorder(_with_scheme(account, extra_of(findings).get("auth_scheme")))
         entry = Entry.intent(model, arguments, conn_id)
         intend(journal, entry, unknown)
+        submitting(args, "submits one more job.")
         try:
             accepted = post(seen.hook(conn_id), journal, entry, args.model, request, "fal")
         except FalError as error:
@@ -204,7 +205,8 @@ def doctor(args: argparse.Namespace) -> ExitCode | None:
             else f"Nothing needs to be set in the extra of connection {conn_id}."
         )
     if failure is not None:
-        fail(str(failure), exit_code_of(failure))
+        say(str(failure))
+        return exit_code_of(failure)
     return ExitCode.OK if healthy else ExitCode.ACCOUNT
 
 

@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pendulum
-from airflow.sdk import ObjectStoragePath
+from airflow.sdk import BaseHook, ObjectStoragePath
 
 from airflow_provider_uniapi_fal.cli.journal import Entry, Journal, JournalError
 from airflow_provider_uniapi_fal.cli.terminal import (
     ExitCode,
     json_object,
+    json_value,
     progress,
     refuse,
     say,
     show,
     show_rows,
+    submitting,
     verb,
 )
 from airflow_provider_uniapi_fal.exceptions import FalError, FalSubmitOutcomeUnknown, error_of
@@ -83,6 +84,7 @@ def submit(args: argparse.Namespace) -> ExitCode | None:
         return None
     entry = Entry.intent(model, arguments, conn_id, args.dialect)
     intend(journal, entry, unknown)
+    submitting(args, "submits one more job.")
     accepted = post(hook, journal, entry, args.model, request, args.dialect)
     if isinstance(accepted, JobResult):
         # Whole, and in one form: it cannot be fetched again, and the media may be in it.
@@ -225,6 +227,8 @@ def cancel(args: argparse.Namespace) -> ExitCode | None:
     show(
         {"request_id": job.handle.request_id, "outcome": outcome.value, "means": _MEANS[outcome]}, args.output
     )
+    if outcome is CancelOutcome.NOT_FOUND:
+        return ExitCode.EXPIRED
     return ExitCode.OK if outcome in (CancelOutcome.REMOVED, CancelOutcome.REQUESTED) else ExitCode.FAILED
 
 
@@ -262,7 +266,13 @@ def land(args: argparse.Namespace) -> ExitCode | None:
 
 
 def storage_path(text: str, conn_id: str | None) -> ObjectStoragePath:
-    """Return a place in storage; one without a scheme is on this machine."""
+    """
+    Return a place in storage; one without a scheme is on this machine.
+
+    :raises AirflowNotFoundException: if there is no such connection, which some kinds of storage would pass over
+    """
+    if conn_id is not None:
+        BaseHook.get_connection(conn_id)
     address = text if "://" in text else f"file://{Path(text).expanduser().absolute()}"
     try:
         return ObjectStoragePath(address, conn_id=conn_id)
@@ -375,13 +385,7 @@ def _inputs(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
         name = name.removesuffix(":")
         if not equals or not name:
             refuse(f"{word!r}: an input is written NAME=TEXT or NAME:=JSON.")
-        if not as_json:
-            yield name, text
-            continue
-        try:
-            yield name, json.loads(text)
-        except ValueError as error:
-            refuse(f"{name}: {text!r} is no JSON ({error}).")
+        yield name, json_value(text, name) if as_json else text
 
 
 def _for_the_terminal(failure: Failure) -> Failure:

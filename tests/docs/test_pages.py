@@ -52,7 +52,8 @@ def test_the_pages_build_without_a_warning_and_fetch_nothing_from_elsewhere(tmp_
 
 
 def test_a_link_that_leads_nowhere_is_a_warning(tmp_path: Path) -> None:
-    (tmp_path / "conf.py").write_text((DOCS / "conf.py").read_text())
+    for name in ("conf.py", "parameters.py"):
+        (tmp_path / name).write_text((DOCS / name).read_text())
     (tmp_path / "index.md").write_text("# x\n\n[nowhere](nowhere.md)\n")
     done = build(tmp_path, tmp_path / "built")
     assert done.returncode != 0

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -88,9 +89,11 @@ def verb(run: Callable[[argparse.Namespace], ExitCode | None]) -> Callable[[argp
             stopped = _in_words(error, again=getattr(args, "again_does", None))
             if stopped is None:
                 raise
-            if getattr(args, "output", None) == "json":
-                _write_json({"failure": stopped.facts})
             say(str(stopped))
+            if getattr(args, "output", None) == "json":
+                # It may be standard output itself that failed.
+                with suppress(OSError):
+                    _write_json({"failure": stopped.facts})
             sys.exit(stopped.code)
 
     return command

@@ -135,6 +135,21 @@ def test_what_fails_after_the_post_never_says_that_nothing_was_submitted(
     assert "submits one more job" in done.err
 
 
+def test_the_fate_of_the_money_is_told_even_where_standard_output_takes_nothing(
+    start: Start, fal: Fal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start()
+
+    def broken(*_: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+    monkeypatch.setattr("airflow_provider_uniapi_fal.cli.terminal._write_json", broken)
+    done = fal("submit", MODEL, "-i", "prompt=x", "-o", "json")
+    assert (done.code, posts(emulator)) == (9, 1)
+    assert "'airflow fal jobs' lists it" in done.err
+    assert "Nothing was submitted" not in done.err
+
+
 def test_a_defect_keeps_its_traceback(start: Start, fal: Fal, monkeypatch: pytest.MonkeyPatch) -> None:
     start()
 

@@ -6,7 +6,7 @@ INSTALLED := $(VENV)/.installed
 
 # Asked by running it: a name on the PATH may be a wrapper without a Python behind it.
 USABLE := import ensurepip, sys, venv; sys.exit(not (3, 10) <= sys.version_info < (3, 15))
-PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3; do \
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.10 python3.14 python3; do \
 	$$python -c '$(USABLE)' >/dev/null 2>&1 && echo $$python && break; done)
 
 PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-input \

@@ -74,15 +74,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # A shell that starts a program in the background has it ignore SIGINT; we want to be interruptible.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, _exit_on_signal)
+    pays = False
     try:
         folder = make_folder(options.folder)
         gateway = gateway_of(os.environ)
         if gateway is not None and agreed(gateway, console, input, terminal=sys.stdin.isatty()):
+            pays = True
             succeeded = run_real(folder, console, gateway)
         else:
             succeeded = run_demo(folder, console)
     except KeyboardInterrupt:
-        console.print("Interrupted: nothing is left running.")
+        # What was paid for runs at the gateway; the night itself has said how to find it.
+        console.print(f"Interrupted: nothing is left running{' on this machine' if pays else ''}.")
         return 128 + signal.SIGINT
     except (DemoError, LocalAirflowError) as error:
         console.print(str(error), style="red", markup=False, highlight=False, soft_wrap=True)

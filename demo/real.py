@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,10 +117,15 @@ def run_real(folder: Path, console: Console, gateway: Gateway) -> bool:
     airflow = LocalAirflow(
         folder / "airflow", dags=dags, environment={"AIRFLOW_CONN_FAL_DEFAULT": gateway.connection()}
     )
-    with airflow:
-        airflow.wait_for_dag(DAG_ID)
-        run_id = airflow.trigger(DAG_ID, {"prompts": prompts.as_uri(), "destination": media.as_uri()})
-        state = airflow.wait_for_run(DAG_ID, run_id, RUN_SECONDS)
+    try:
+        with airflow:
+            airflow.wait_for_dag(DAG_ID)
+            run_id = airflow.trigger(DAG_ID, {"prompts": prompts.as_uri(), "destination": media.as_uri()})
+            state = airflow.wait_for_run(DAG_ID, run_id, RUN_SECONDS)
+    except BaseException:
+        # Whatever ended it, by now Airflow has stopped, and nothing more is submitted.
+        tell_of_jobs(media, console, gateway)
+        raise
     found = next((path for name in ("manifest.jsonl", "account.json") for path in media.rglob(name)), None)
     rows = [] if found is None else read_account(found)
     if rows:
@@ -130,4 +136,27 @@ def run_real(folder: Path, console: Console, gateway: Gateway) -> bool:
     problems = what_is_wrong(keys, rows, len(keys), state)
     for problem in problems:
         console.print(f"  {problem}", markup=False, highlight=False, soft_wrap=True, style="red")
+    if problems:
+        tell_of_jobs(media, console, gateway)
     return not problems
+
+
+def tell_of_jobs(media: Path, console: Console, gateway: Gateway) -> None:
+    """Say, once the night has ended badly, which jobs may run and be billed, and how they are found."""
+    # Intents are written into the journal before they are posted.
+    journals = sorted(media.rglob("manifest.journal"))
+    if not journals:
+        console.print(
+            "No submit was written down: nothing was posted, and nothing is billed.", highlight=False
+        )
+        return
+    connection = json.dumps({"conn_type": "uniapi_fal", "host": gateway.host, "password": "<your key>"})
+    console.print("Jobs that were submitted go on: they may be running and may be billed. To find them:")
+    for line in (
+        f"export AIRFLOW_CONN_FAL_DEFAULT='{connection}'",
+        *(
+            f"{Path(sys.executable).with_name('airflow')} fal jobs --all --manifest {path.with_suffix('.jsonl')}"
+            for path in journals
+        ),
+    ):
+        console.print(f"  {line}", markup=False, highlight=False, soft_wrap=True)

@@ -235,10 +235,13 @@ class ScriptedServer:
                     script.open_connections -= 1
 
             def do_GET(self) -> None:
+                self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 exchange = Exchange(self)
                 script.seen.append(exchange)
                 with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                     answer(exchange)
+
+            do_POST = do_PUT = do_GET  # noqa: N815 - the names that the base class calls
 
             def log_message(self, format: str, *args: Any) -> None:
                 return

@@ -18,13 +18,14 @@ from airflow_provider_uniapi_fal.cli.jobs import schema_place, storage_path
 from airflow_provider_uniapi_fal.cli.journal import Journal
 from airflow_provider_uniapi_fal.cli.terminal import (
     ExitCode,
+    Stopped,
     confirm,
     exit_code_of,
-    fail,
     progress,
     refuse,
     say,
     show,
+    submitting,
     verb,
 )
 from airflow_provider_uniapi_fal.exceptions import FalError
@@ -71,12 +72,14 @@ def batch(args: argparse.Namespace) -> ExitCode | None:
         say(plan)
     journal = night.open()
     Journal(args.journal).write_batch(str(night.settings.manifest_path))
+    submitting(args, "takes it up, and pays for nothing twice.")
     with _interruptible(night) as interrupted, _progress(night, journal):
         try:
             night.run(journal, linger=None)
         except FalError as error:
             if interrupted.is_set():
-                fail(f"{error} Run the same command again to go on.", ExitCode.INTERRUPTED)
+                said = f"{error} Run the same command again to go on."
+                raise Stopped(said, ExitCode.INTERRUPTED, error.failure.to_json()) from error
             raise
     made = night.write_manifest(journal)
     failure = night.shortfall(journal)

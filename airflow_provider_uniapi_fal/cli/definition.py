@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
     from airflow.cli.cli_config import CLICommand
 
+HOURS_OF_A_CENTURY = 100 * 365.25 * 24
+
 EPILOG = "Exit codes and examples: the page 'Command line' of the provider's documentation."
 
 
@@ -63,10 +65,19 @@ def ratio(text: str) -> float:
     return number
 
 
+def hours(text: str) -> float:
+    """Read a number of hours above 0 that leads to a date; named in argparse's message if it is none."""
+    number = above_zero(text)
+    if number > HOURS_OF_A_CENTURY:
+        raise ValueError(text)
+    return number
+
+
 above_zero.__name__ = "number above 0"
 whole_above_zero.__name__ = "whole number above 0"
 whole_or_zero.__name__ = "whole number of 0 or more"
 ratio.__name__ = "share from 0 to 1"
+hours.__name__ = "number of hours above 0, at most a century"
 
 OUTPUT = Arg(
     ("-o", "--output"),
@@ -108,6 +119,13 @@ NAME_TEMPLATE = Arg(
     help="how files are called, such as {date}/{key}-{index} (default: {key})",
 )
 STORAGE_CONN_ID = Arg(("--storage-conn-id",), default=None, help="Airflow connection of the storage")
+ON_UNKNOWN_SUBMIT = Arg(
+    ("--on-unknown-submit",),
+    choices=("fail", "resubmit"),
+    default="fail",
+    help="what to do when an earlier submit of the same input has an unknown outcome: resubmit may pay twice "
+    "(default: %(default)s)",
+)
 DRY_RUN = Arg(("--dry-run",), action="store_true", help="say what would be submitted, and submit nothing")
 
 OF_ONE_JOB = (JOB, MODEL_OF_JOB, CONN_ID, JOURNAL, OUTPUT)
@@ -205,13 +223,7 @@ def _job_verbs() -> tuple[ActionCommand, ...]:
                     metavar="N",
                     help="refuse the job if the queue is longer",
                 ),
-                Arg(
-                    ("--on-unknown-submit",),
-                    choices=("fail", "resubmit"),
-                    default="fail",
-                    help="what to do when an earlier submit of the same input has an unknown outcome: resubmit may pay "
-                    "twice (default: %(default)s)",
-                ),
+                ON_UNKNOWN_SUBMIT,
                 DRY_RUN,
                 CONN_ID,
                 JOURNAL,
@@ -443,7 +455,7 @@ def _night_verbs() -> tuple[ActionCommand, ...]:
                 Arg(("--run-id",), default=None, help="only this run's"),
                 Arg(
                     ("--hours",),
-                    type=above_zero,
+                    type=hours,
                     default=72.0,
                     metavar="N",
                     help="only those of the last N hours (default: %(default)s)",
@@ -527,6 +539,7 @@ def _gateway_verbs() -> tuple[ActionCommand, ...]:
                     metavar="S",
                     help="stop waiting for the job after this (default: %(default)s)",
                 ),
+                ON_UNKNOWN_SUBMIT,
                 CONN_ID,
                 JOURNAL,
                 YES,

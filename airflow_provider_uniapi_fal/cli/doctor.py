@@ -17,12 +17,24 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from airflow_provider_uniapi_fal.cli.jobs import arguments_of, post
+from airflow_provider_uniapi_fal.cli.jobs import Accounted, arguments_of, intend, post, unknown_before
 from airflow_provider_uniapi_fal.cli.journal import Entry, Journal
-from airflow_provider_uniapi_fal.cli.terminal import ExitCode, confirm, progress, say, show, show_rows, verb
+from airflow_provider_uniapi_fal.cli.terminal import (
+    ExitCode,
+    confirm,
+    exit_code_of,
+    progress,
+    say,
+    show,
+    show_rows,
+    submitting,
+    verb,
+)
 from airflow_provider_uniapi_fal.exceptions import FalError
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook, watching_round
 from airflow_provider_uniapi_fal.protocol import verbs
+from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
+from airflow_provider_uniapi_fal.protocol.dialects.base import CancelOutcome
 from airflow_provider_uniapi_fal.protocol.dialects.fal import bare_model
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.messages import (
@@ -43,6 +55,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterable, Iterator, Sequence
 
+    from airflow_provider_uniapi_fal.protocol.errors import Failure
     from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
 
 T = TypeVar("T")
@@ -70,6 +83,10 @@ BEARER = "Does /fal-ai accept Bearer, too?"
 STREAM = "Is there a stream of statuses?"
 CANCEL = "Are cancellations passed on?"
 MEDIA = "Where do media lie?"
+REFUSAL = "How is a submit refused?"
+
+#: Fields of an answer to a cancellation that say something of the job. A code alone may be anybody's.
+_CANCEL_WORDS = {"status", "detail", "success"}
 
 #: What one job tells, if it comes to a good end.
 OF_THE_JOB = (URLS, STATUS_PATHS, PENDING, LOGS, RESULT_PATHS, RETENTION, BEARER, STREAM, CANCEL, MEDIA)
@@ -138,27 +155,48 @@ def doctor(args: argparse.Namespace) -> ExitCode | None:
     hook = FalHook(conn_id)
     arguments = SMALL_PICTURE if args.arguments is None else arguments_of(args.arguments, ())
     request = hook.prepare(args.model, arguments)
+    model = bare_model(args.model)
     journal = Journal(args.journal)
-    journal.entries()  # one that cannot be read is told of before anything is asked
+    # It reads the journal, too: one that cannot be read is told of before anything is asked.
+    unknown = unknown_before(
+        journal, model, arguments, conn_id, "fal", resubmit=args.free or args.on_unknown_submit == "resubmit"
+    )
     account = hook.account
     say(f"Asking {account.base_url} what costs nothing, with connection {conn_id}.")
     findings = list(free_findings(account))
     healthy = findings[0].answer.startswith("yes")
+    failure: Failure | None = None
     if not healthy:
         say("The job is left out: the gateway did not accept the key or the account.")
     elif not args.free:
         confirm(
-            f"Now one paid job: {bare_model(args.model)}. It is the only one, and it is posted once.",
+            f"Now one paid job: {model}. It is the only one, and it is posted once.",
             yes=args.yes,
         )
-        entry = Entry.intent(bare_model(args.model), arguments, conn_id)
-        journal.write(entry)
-        findings += job_findings(hook, journal, entry, args.model, request, args.timeout)
+        seen = _Recorder(_with_scheme(account, extra_of(findings).get("auth_scheme")))
+        entry = Entry.intent(model, arguments, conn_id)
+        intend(journal, entry, unknown)
+        submitting(args, "submits one more job.")
+        try:
+            accepted = post(seen.hook(conn_id), journal, entry, args.model, request, "fal")
+        except FalError as error:
+            # What was asked is not to be lost with it, and a refusal is an answer as well.
+            failure = error.failure
+            findings.append(refusal_finding(seen.exchanges[-1], failure))
+        else:
+            findings += job_findings(seen, journal, accepted, args.model, args.timeout)
     findings += unasked(findings)
     rows = [asdict(finding) for finding in findings]
     extra = extra_of(findings)
     if args.output == "json":
-        show({"findings": rows, "extra": extra}, args.output)
+        show(
+            {
+                "findings": rows,
+                "extra": extra,
+                "failure": None if failure is None else failure.to_json(),
+            },
+            args.output,
+        )
     else:
         show_rows(rows, COLUMNS, args.output)
         say(
@@ -166,6 +204,9 @@ def doctor(args: argparse.Namespace) -> ExitCode | None:
             if extra
             else f"Nothing needs to be set in the extra of connection {conn_id}."
         )
+    if failure is not None:
+        say(str(failure))
+        return exit_code_of(failure)
     return ExitCode.OK if healthy else ExitCode.ACCOUNT
 
 
@@ -194,7 +235,7 @@ def free_findings(account: GatewayAccount) -> Iterator[Finding]:
     nobody = f"/flux/requests/{uuid.uuid4()}"
     unknown = _ask(account, HttpRequest("GET", "fal", f"{nobody}/status"))
     yield unknown_finding(unknown, account)
-    stranger = _ask(replace(account, key="sk-not-a-key"), HttpRequest("GET", "fal", f"{nobody}/status"))
+    stranger = _ask(_with_a_wrong_key(account), unknown.request)
     yield Finding(
         "What does a wrong key answer?",
         "a 401, as expected"
@@ -227,25 +268,27 @@ def free_findings(account: GatewayAccount) -> Iterator[Finding]:
 
 
 def job_findings(
-    hook: FalHook, journal: Journal, entry: Entry, model: str, request: HttpRequest, timeout: float
+    seen: _Recorder, journal: Journal, accepted: JobHandle | JobResult, model: str, timeout: float
 ) -> list[Finding]:
-    """Submit the one job, once, watch it to its end, and read what was seen on the way."""
-    seen = _Recorder(hook.account)
-    accepted = post(seen.recording(hook), journal, entry, model, request, "fal")
-    posted = seen.exchanges[-1]
-    findings = [submit_finding(posted, hook.account)]
+    """
+    Watch the one job to its end, and read what was seen on the way.
+
+    :param seen: what came of the submit, last
+    """
+    findings = [submit_finding(seen.exchanges[-1], seen.account)]
     if isinstance(accepted, JobResult):
         return findings
     forms = [seen.ask(HttpRequest("GET", "fal", path)) for path in status_forms(accepted, model)]
     pending = [each for each in forms if each.answers and _word(each) in ("IN_QUEUE", "IN_PROGRESS")]
-    with_logs = seen.ask(HttpRequest("GET", "fal", accepted.status_path, {"logs": "1"}))
-    result, ended = _wait(hook, accepted, timeout, pending, seen)
+    status = HttpRequest("GET", "fal", accepted.status_path)
+    with_logs = seen.ask(replace(status, query={"logs": "1"}))
+    result, ended = _wait(seen, journal, accepted, timeout, pending)
     findings += [
         forms_finding(STATUS_PATHS, forms),
         pending_finding(pending),
     ]
     if ended:
-        with_logs = seen.ask(HttpRequest("GET", "fal", accepted.status_path, {"logs": "1"}))
+        with_logs = seen.ask(replace(status, query={"logs": "1"}))
     findings.append(logs_finding(with_logs))
     if not ended:
         say(f"Request {accepted.request_id} had not ended after {timeout:g} s; the rest is left out.")
@@ -255,20 +298,23 @@ def job_findings(
         forms_finding(RESULT_PATHS, results),
         result_finding(results),
         bearer_finding(
-            _ask(_with_scheme(hook.account, "Bearer"), HttpRequest("GET", "fal", accepted.status_path))
+            _ask(_with_scheme(seen.account, "Bearer"), status), _ask(_with_a_wrong_key(seen.account), status)
         ),
         stream_finding(seen.ask(HttpRequest("GET", "fal", f"{accepted.status_path}/stream"))),
         # The job has ended: there is nothing left that this could stop.
         cancel_finding(
-            seen.ask(HttpRequest("PUT", "fal", accepted.cancel_path or _beside(accepted, "/cancel")))
+            accepted,
+            seen.ask(HttpRequest("PUT", "fal", accepted.cancel_path or _beside(accepted, "/cancel"))),
         ),
     ]
     if result is not None:
-        findings.append(media_finding(result, hook.account))
-        known = journal.entry_of(accepted.request_id)
-        if known is not None:
-            journal.write(known.delivered())
+        findings.append(media_finding(result, seen.account))
     return findings
+
+
+def refusal_finding(posted: Exchange, failure: Failure) -> Finding:
+    """Read the reply to a submit that brought no job: its shape, and what the provider takes it for."""
+    return Finding(REFUSAL, f"in a way that is read as {failure.kind.value}", shape(posted))
 
 
 def unknown_finding(seen: Exchange, account: GatewayAccount) -> Finding:
@@ -350,9 +396,20 @@ def result_finding(results: Sequence[Exchange]) -> Finding:
     )
 
 
-def bearer_finding(seen: Exchange) -> Finding:
-    """Say whether the fal paths take Bearer as well."""
-    return Finding(BEARER, "yes" if seen.answers else "no", shape(seen))
+def bearer_finding(seen: Exchange, stranger: Exchange) -> Finding:
+    """
+    Say whether the fal paths take Bearer as well.
+
+    :param seen: a status, asked for with that word
+    :param stranger: the same status, asked for with a wrong key: where that is answered, nothing is proved
+    """
+    if not seen.answers or not _word(seen):
+        answer = "no"
+    elif _word(stranger) == _word(seen):
+        answer = "not proved: a status needs no key here"
+    else:
+        answer = "yes"
+    return Finding(BEARER, answer, shape(seen))
 
 
 def stream_finding(seen: Exchange) -> Finding:
@@ -362,17 +419,21 @@ def stream_finding(seen: Exchange) -> Finding:
     return Finding(STREAM, "yes" if streams else "no; statuses are polled", shape(seen))
 
 
-def cancel_finding(seen: Exchange) -> Finding:
-    """Read the answer to a cancellation of a job that has ended."""
-    known = isinstance(seen.body, dict) and (
-        "ALREADY_COMPLETED" in str(seen.body) or "already completed" in str(seen.body)
+def cancel_finding(handle: JobHandle, seen: Exchange) -> Finding:
+    """Read the answer to a cancellation of a job that has ended, by its words."""
+    outcome = (
+        CancelOutcome.UNCLEAR if seen.reply is None else dialect_named("fal").read_cancel(handle, seen.reply)
     )
-    if known or seen.code in (200, 202):
-        answer = "yes"
-    elif seen.code in (404, 405, 501):
+    if outcome in (CancelOutcome.UNSUPPORTED, CancelOutcome.NOT_FOUND):
         answer = "no: what is submitted runs to its end"
-    else:
+    elif (
+        outcome is CancelOutcome.UNCLEAR
+        or not isinstance(seen.body, dict)
+        or not _CANCEL_WORDS & set(seen.body)
+    ):
         answer = "no telling"
+    else:
+        answer = "yes"
     return Finding(CANCEL, answer, shape(seen))
 
 
@@ -422,15 +483,19 @@ class _Recorder:
         self.exchanges.append(exchange)
         return exchange
 
-    def recording(self, hook: FalHook) -> FalHook:
-        """Return a hook of the same connection whose submit is written down as it goes."""
+    def hook(self, conn_id: str) -> FalHook:
+        """Return a hook of this account whose submit is written down as it goes."""
         recorder = self
 
         class RecordingHook(FalHook):
+            @property
+            def account(self) -> GatewayAccount:
+                return recorder.account
+
             def _submitting(self, model: str, request: HttpRequest, dialect: str) -> Flow[Any]:
                 return recorded(super()._submitting(model, request, dialect), recorder.exchanges)
 
-        return RecordingHook(hook.fal_conn_id)
+        return RecordingHook(conn_id)
 
 
 def recorded(flow: Flow[T], exchanges: list[Exchange]) -> Flow[T]:
@@ -445,7 +510,7 @@ def recorded(flow: Flow[T], exchanges: list[Exchange]) -> Flow[T]:
 
 
 def _wait(
-    hook: FalHook, handle: JobHandle, timeout: float, pending: list[Exchange], seen: _Recorder
+    seen: _Recorder, journal: Journal, handle: JobHandle, timeout: float, pending: list[Exchange]
 ) -> tuple[JobResult | None, bool]:
     """Wait for the job in the usual way; return its result, and whether it has ended."""
     watch = Watch(handle, deadline=time.time() + timeout, logs=False)
@@ -460,7 +525,8 @@ def _wait(
                 break
             time.sleep(end.seconds)
     try:
-        return hook.delivered(watch, end), True
+        with Accounted(journal, handle.request_id):
+            return seen.hook(handle.fal_conn_id).delivered(watch, end), True
     except FalError as error:
         say(str(error))
         return None, not error.may_run
@@ -474,7 +540,13 @@ def _ask(account: GatewayAccount, request: HttpRequest) -> Exchange:
     return Exchange(request, _run(account, verbs.send(request)))
 
 
-def _with_scheme(account: GatewayAccount, scheme: str) -> GatewayAccount:
+def _with_a_wrong_key(account: GatewayAccount) -> GatewayAccount:
+    return replace(account, key="sk-not-a-key")
+
+
+def _with_scheme(account: GatewayAccount, scheme: str | None) -> GatewayAccount:
+    if scheme is None:
+        return account
     return replace(account, auth_schemes={**account.auth_schemes, "fal": scheme})
 
 

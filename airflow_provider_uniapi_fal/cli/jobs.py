@@ -2,24 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pendulum
-from airflow.sdk import ObjectStoragePath
+from airflow.sdk import BaseHook, ObjectStoragePath
 
 from airflow_provider_uniapi_fal.cli.journal import Entry, Journal, JournalError
 from airflow_provider_uniapi_fal.cli.terminal import (
     ExitCode,
     json_object,
+    json_value,
     progress,
     refuse,
     say,
     show,
     show_rows,
+    submitting,
     verb,
 )
 from airflow_provider_uniapi_fal.exceptions import FalError, FalSubmitOutcomeUnknown, error_of
@@ -70,13 +71,9 @@ def submit(args: argparse.Namespace) -> ExitCode | None:
     )
     model = dialect.model_id(args.model)
     journal = Journal(args.journal)
-    unknown = _unknown_before(journal, model, arguments, conn_id, args.dialect)
-    if unknown and args.on_unknown_submit == "fail":
-        raise error_of(
-            _for_the_terminal(
-                unknown_outcome("an earlier submit of the same input left no trace of what came of it")
-            )
-        )
+    unknown = unknown_before(
+        journal, model, arguments, conn_id, args.dialect, resubmit=args.on_unknown_submit == "resubmit"
+    )
     say(f"Submitting one paid job: {model} at {hook.account.base_url}, connection {conn_id}.")
     if args.dry_run:
         say("Not submitted: --dry-run.")
@@ -85,10 +82,9 @@ def submit(args: argparse.Namespace) -> ExitCode | None:
             args.output,
         )
         return None
-    for entry in unknown:
-        journal.write(entry.ended(unknown_outcome("submitted again, as --on-unknown-submit=resubmit said")))
     entry = Entry.intent(model, arguments, conn_id, args.dialect)
-    journal.write(entry)
+    intend(journal, entry, unknown)
+    submitting(args, "submits one more job.")
     accepted = post(hook, journal, entry, args.model, request, args.dialect)
     if isinstance(accepted, JobResult):
         # Whole, and in one form: it cannot be fetched again, and the media may be in it.
@@ -100,6 +96,44 @@ def submit(args: argparse.Namespace) -> ExitCode | None:
         args.output,
     )
     return None
+
+
+def unknown_before(
+    journal: Journal,
+    model: str,
+    arguments: Mapping[str, Any],
+    conn_id: str,
+    dialect: str,
+    *,
+    resubmit: bool,
+) -> list[Entry]:
+    """
+    Return the submits of the same input of which nobody knows what came of them.
+
+    :param resubmit: the user has said to pay for them again
+    :raises FalSubmitOutcomeUnknown: if there is one, and nobody has said so
+    """
+    asked = fingerprint(model, arguments, conn_id, dialect=dialect)
+    found = [
+        entry
+        for entry in journal.entries()
+        if entry.record.phase is Phase.INTENT and entry.record.fingerprint == asked
+    ]
+    if found and not resubmit:
+        lost = unknown_outcome("an earlier submit of the same input left no trace of what came of it")
+        raise error_of(_for_the_terminal(lost))
+    return found
+
+
+def intend(journal: Journal, entry: Entry, instead_of: Sequence[Entry]) -> None:
+    """
+    Write the intent of a submit down, which must be done before the post.
+
+    :param instead_of: earlier ones of unknown outcome that the user has said to submit again
+    """
+    for earlier in instead_of:
+        journal.write(earlier.ended(unknown_outcome("submitted again, as --on-unknown-submit=resubmit said")))
+    journal.write(entry)
 
 
 def post(
@@ -118,7 +152,11 @@ def post(
         lost = unknown_outcome("it was interrupted before the reply came")
         raise error_of(_for_the_terminal(lost)) from error
     except FalError as error:
-        journal.write(entry.ended(error.failure))
+        try:
+            journal.write(entry.ended(error.failure))
+        except JournalError as unwritten:
+            # The intent stays, and so the same submit is refused: that is the safe side.
+            say(str(unwritten))
         raise
     result = accepted.result if isinstance(accepted, Finished) else None
     handle = accepted.handle if result is None else result.handle  # type: ignore[union-attr]
@@ -189,6 +227,8 @@ def cancel(args: argparse.Namespace) -> ExitCode | None:
     show(
         {"request_id": job.handle.request_id, "outcome": outcome.value, "means": _MEANS[outcome]}, args.output
     )
+    if outcome is CancelOutcome.NOT_FOUND:
+        return ExitCode.EXPIRED
     return ExitCode.OK if outcome in (CancelOutcome.REMOVED, CancelOutcome.REQUESTED) else ExitCode.FAILED
 
 
@@ -226,7 +266,13 @@ def land(args: argparse.Namespace) -> ExitCode | None:
 
 
 def storage_path(text: str, conn_id: str | None) -> ObjectStoragePath:
-    """Return a place in storage; one without a scheme is on this machine."""
+    """
+    Return a place in storage; one without a scheme is on this machine.
+
+    :raises AirflowNotFoundException: if there is no such connection, which some kinds of storage would pass over
+    """
+    if conn_id is not None:
+        BaseHook.get_connection(conn_id)
     address = text if "://" in text else f"file://{Path(text).expanduser().absolute()}"
     try:
         return ObjectStoragePath(address, conn_id=conn_id)
@@ -339,25 +385,7 @@ def _inputs(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
         name = name.removesuffix(":")
         if not equals or not name:
             refuse(f"{word!r}: an input is written NAME=TEXT or NAME:=JSON.")
-        if not as_json:
-            yield name, text
-            continue
-        try:
-            yield name, json.loads(text)
-        except ValueError as error:
-            refuse(f"{name}: {text!r} is no JSON ({error}).")
-
-
-def _unknown_before(
-    journal: Journal, model: str, arguments: Mapping[str, Any], conn_id: str, dialect: str
-) -> list[Entry]:
-    """Return the submits of the same input of which nobody knows what came of them."""
-    asked = fingerprint(model, arguments, conn_id, dialect=dialect)
-    return [
-        entry
-        for entry in journal.entries()
-        if entry.record.phase is Phase.INTENT and entry.record.fingerprint == asked
-    ]
+        yield name, json_value(text, name) if as_json else text
 
 
 def _for_the_terminal(failure: Failure) -> Failure:

@@ -52,7 +52,7 @@ def _read(args: argparse.Namespace) -> Manifest:
     path = storage_path(args.path, args.storage_conn_id)
     try:
         return read_manifest(path)
-    except OSError as error:
+    except (FileNotFoundError, IsADirectoryError) as error:
         fail(f"The manifest {args.path} cannot be read ({type(error).__name__}).", ExitCode.FAILED)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         fail(f"This is no whole manifest: {error}.", ExitCode.FAILED)

@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from enum import IntEnum
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -27,6 +28,7 @@ from rich.text import Text
 from airflow_provider_uniapi_fal.cli.journal import JournalError
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input
+from airflow_provider_uniapi_fal.protocol.messages import excerpt
 
 if TYPE_CHECKING:
     import argparse
@@ -44,6 +46,7 @@ class ExitCode(IntEnum):
     GATEWAY = 6
     EXPIRED = 7
     DECLINED = 8
+    STORAGE = 9
     INTERRUPTED = 130
 
 
@@ -82,26 +85,110 @@ def verb(run: Callable[[argparse.Namespace], ExitCode | None]) -> Callable[[argp
         args.verbose = False
         try:
             quietly(args)
-        except FalError as error:
+        except (Exception, KeyboardInterrupt) as error:
+            stopped = _in_words(error, again=getattr(args, "again_does", None))
+            if stopped is None:
+                raise
+            say(str(stopped))
             if getattr(args, "output", None) == "json":
-                _write_json({"failure": error.failure.to_json()})
-            fail(str(error), exit_code_of(error.failure))
-        except JournalError as error:
-            fail(f"{error} Nothing was sent.", ExitCode.FAILED)
-        except AirflowNotFoundException as error:
-            fail(f"{error} Nothing was sent.", ExitCode.REFUSED)
-        except KeyboardInterrupt:
-            fail(
-                "Interrupted. A job that was submitted goes on; see 'airflow fal jobs'.", ExitCode.INTERRUPTED
-            )
+                # It may be standard output itself that failed.
+                with suppress(OSError):
+                    _write_json({"failure": stopped.facts})
+            sys.exit(stopped.code)
 
     return command
 
 
+class Stopped(Exception):
+    """
+    A verb that has come to an end without what was asked for.
+
+    :param message: for a human
+    :param code: for a script
+    :param facts: the failure as JSON values, if there is one with a fate of its own
+    :param again: jobs may have been submitted, and this is what the same command does about them
+    """
+
+    def __init__(
+        self,
+        message: str,
+        code: ExitCode,
+        facts: Mapping[str, Any] | None = None,
+        *,
+        again: str | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.facts = facts or {
+            "kind": code.name.lower(),
+            "what": message,
+            "billed": "no" if again is None else "maybe",
+            "may_run": again is not None,
+            "retry_does": again or "begins anew; nothing was submitted.",
+        }
+
+
+def submitting(args: argparse.Namespace, again: str) -> None:
+    """
+    Take note that from here on jobs may have been submitted, whatever ends the verb.
+
+    :param again: what the same command does then
+    """
+    args.again_does = again
+
+
+def _in_words(error: BaseException, *, again: str | None) -> Stopped | None:
+    """
+    Return how the verb ends because of what was raised; None if that is a defect, whose traceback says the most.
+
+    :param again: what the same command does, if the verb may have submitted
+    """
+    if isinstance(error, Stopped):
+        return error
+    if isinstance(error, KeyboardInterrupt):
+        goes_on = "Interrupted. A job that was submitted goes on; see 'airflow fal jobs'."
+        return Stopped(goes_on, ExitCode.INTERRUPTED, again=again or "begins anew.")
+    if isinstance(error, FalError):
+        facts = error.failure.to_json()
+        if error.kind is FailureKind.PROTOCOL and _is_of_storage(_first_cause(error)):
+            return Stopped(str(error), ExitCode.STORAGE, {**facts, "kind": "storage"})
+        return Stopped(str(error), exit_code_of(error.failure), facts)
+    if isinstance(error, JournalError):
+        return Stopped(f"{error} Nothing was sent.", ExitCode.FAILED)
+    if isinstance(error, AirflowNotFoundException):
+        return Stopped(f"{str(error).rstrip('.')}. Nothing was sent.", ExitCode.REFUSED)
+    if _is_of_storage(error):
+        said = getattr(error, "strerror", None) or str(error)
+        where = f" at {error.filename}" if isinstance(error, OSError) and error.filename else ""
+        goes_on = (
+            "Nothing was submitted."
+            if again is None
+            else f"What was submitted goes on: 'airflow fal jobs' lists it. The same command {again}"
+        )
+        what = excerpt(f"{type(error).__name__}{where}: {said}")
+        return Stopped(f"Storage failed ({what}). {goes_on}", ExitCode.STORAGE, again=again)
+    return None
+
+
+#: The libraries behind Airflow's storage, whose errors are not all ``OSError``.
+_STORAGE = {"adlfs", "aiobotocore", "azure", "boto3", "botocore", "fsspec", "gcsfs", "google", "s3fs"}
+
+
+def _is_of_storage(error: BaseException | None) -> bool:
+    return isinstance(error, OSError) or type(error).__module__.partition(".")[0] in _STORAGE
+
+
+def _first_cause(error: BaseException) -> BaseException | None:
+    """Return what an error of ours was made of."""
+    cause: BaseException | None = error
+    while isinstance(cause, FalError):
+        cause = cause.__cause__
+    return cause
+
+
 def fail(message: str, code: ExitCode) -> NoReturn:
     """End the verb with a message and an exit code."""
-    say(message)
-    sys.exit(code)
+    raise Stopped(message, code)
 
 
 def refuse(what: str) -> NoReturn:
@@ -180,11 +267,27 @@ def json_object(text: str, what: str) -> dict[str, Any]:
         value = json.loads(text)
     except OSError as error:
         refuse(f"{what}: {text[1:]} cannot be read ({error.strerror}).")
-    except ValueError as error:
-        refuse(f"{what}: this is no JSON ({error}).")
+    except (ValueError, RecursionError) as error:
+        refuse(f"{what}: this is no JSON ({_why_no_json(error)}).")
     if not isinstance(value, dict):
         refuse(f"{what}: a JSON object is needed, not a {type(value).__name__}.")
     return value
+
+
+def json_value(text: str, what: str) -> Any:
+    """
+    Read a JSON value from a text.
+
+    :raises FalInputError: if it is none
+    """
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        refuse(f"{what}: {excerpt(text)!r} is no JSON ({_why_no_json(error)}).")
+
+
+def _why_no_json(error: ValueError | RecursionError) -> str:
+    return "it is nested too deeply" if isinstance(error, RecursionError) else str(error)
 
 
 def printable(text: str) -> str:

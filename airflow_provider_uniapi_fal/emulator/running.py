@@ -183,7 +183,11 @@ def _issue(folder: Path) -> Certificate:
 
 @contextlib.contextmanager
 def running_emulator(**settings: Any) -> Iterator[Emulator]:
-    """Run an emulator in a thread of this process, on a free port unless one is set; at the end it is gone."""
+    """
+    Run an emulator in a thread of this process, on a free port unless one is set; at the end it is gone.
+
+    :param settings: the emulator's, by name
+    """
     checked = Settings(**settings)
     thread = _ServerThread(checked)
     thread.start()
@@ -236,6 +240,9 @@ class EmulatorProcess(Emulator):
     An emulator in a process of its own: ``with EmulatorProcess(run_seconds=2) as emulator: ...``.
 
     It can be killed and started again, on the same port, with the same certificate and with all that it knew.
+
+    :param start_seconds: seconds that it may take to start; default 30
+    :param settings: the emulator's, by name
     """
 
     def __init__(self, *, start_seconds: float = START_SECONDS, **settings: Any) -> None:

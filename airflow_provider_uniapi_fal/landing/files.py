@@ -15,8 +15,10 @@ class LandedFile:
     :param where: its place in the model's answer, such as ``images[0]``
     :param path: where it is now
     :param bytes: its length
+    :param sha256: its hash, in hexadecimal digits
     :param content_type: told from the bytes, else as the server said
-    :param width: pixels; so is ``height``
+    :param width: pixels
+    :param height: pixels
     :param duration: seconds of a video or a sound, where they can be told
     :param flagged: the server marked it as unsafe; it is then usually a black picture
     """

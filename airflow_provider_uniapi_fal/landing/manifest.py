@@ -82,19 +82,25 @@ class ManifestRow:
 
     :param key: the user's name for it, unique in the manifest
     :param index: its place in the table of requests, from 0
+    :param model: model id, or what it was submitted to in the dialect's words
     :param dialect: wire protocol
     :param fal_conn_id: connection that submitted it
-    :param outcome: one of :data:`OUTCOMES`
+    :param outcome: one of ``OUTCOMES``
     :param arguments_sha256: hash of the arguments as JSON with sorted keys; None where a landing does not know
         them
     :param arguments: the arguments themselves, if they were asked for
     :param metadata: what the table said of it besides
+    :param request_id: the job, if there was one
+    :param seed: the seed that the model says it has used
+    :param error: what went wrong; None for a success
     :param submitted_at: seconds since the epoch, None if it never was
     :param seconds_queued: from submit to the first sight of it running
+    :param seconds_running: the server's own figure, or else what was observed
     :param billable_units: what the server says was charged, as it wrote it
     :param flagged: a file in it was marked as unsafe
     :param posts: submits that were sent for it by what wrote the manifest; a landing sends none
     :param tries: Airflow's tries that worked on it
+    :param files: its landed media
     """
 
     key: str
@@ -170,7 +176,10 @@ class Manifest:
     The account of a landing or a batch.
 
     :param rows: one for each request, in the order of the table
-    :param dag_id: where it was made; empty for the command line. So are ``run_id`` and ``task_id``
+    :param dag_id: where it was made; empty for the command line
+    :param run_id: the same
+    :param task_id: the same
+    :param map_index: of a mapped task; else -1
     :param written_at: seconds since the epoch
     """
 
@@ -217,6 +226,8 @@ def write_manifest(manifest: Manifest, path: ObjectStoragePath) -> dict[str, Any
     """
     Write rows and summary, each whole or not at all, and the summary last.
 
+    :param manifest: what is written
+    :param path: of the rows, ending in ``.jsonl``; the summary lies beside it
     :return: the summary
     :raises ValueError: if a field of a row is of the wrong type: nobody could read it again
     """
@@ -238,7 +249,8 @@ def read_manifest(path: ObjectStoragePath, summary: bytes | None = None) -> Mani
     """
     Read a manifest and prove it whole.
 
-    :param summary: the bytes of its summary, if they were read before; None reads them
+    :param path: of the rows
+    :param summary: the bytes of its summary, if they were read before; None reads them from beside it
     :raises ValueError: if it is none, or rows and summary do not belong together
     :raises OSError: if it cannot be read
     """
@@ -274,6 +286,7 @@ def verify_files(manifest: Manifest, *, parallel: int = 8) -> Iterator[FileCheck
     """
     Read every file of a manifest again and compare its length and hash, several at once.
 
+    :param manifest: as :func:`read_manifest` returns it
     :param parallel: files read at once
     :return: one check for each file, in the order of the manifest, as they are made
     """

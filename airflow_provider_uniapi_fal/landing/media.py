@@ -472,7 +472,7 @@ def _failure(
         FailureKind.PROTOCOL,
         what=what,
         retry_does=retry_does,
-        advice="The job is done; its result, with the addresses of the files, is in XCom.",
+        advice="The job is done and is not paid again; the gateway keeps its result for a while.",
         billed="maybe",
         request_id=request_id,
     )

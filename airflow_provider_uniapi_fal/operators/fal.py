@@ -17,7 +17,22 @@ if TYPE_CHECKING:
 
 
 class _QueueOptions(SubmittingOperator):
-    """fal's request options, for both operators."""
+    """
+    What both operators take.
+
+    :param model: model id, with or without the leading ``fal-ai/`` (templated)
+    :param arguments: the model's input (templated). Below keys that end in ``_url`` or ``_urls``, addresses of
+        files in storage (``file:///…``, ``s3://…``) become data URIs of at most 10 MiB each
+    :param start_timeout: seconds in which the job must have started, else fal fails it; default: no limit
+    :param priority: ``normal`` or ``low`` (templated; default: fal's, which is normal)
+    :param runner_hint: text by which fal sends jobs to the same runner (templated; default: none)
+    :param no_retry: True turns fal's own retries off; default: fal's
+    :param store_io: False keeps fal from storing input and output, and the result then lasts for an hour or
+        less; default: fal's
+    :param object_lifetime: seconds that fal keeps the media; default: fal's
+    :param max_queue_length: refuse the job if the queue is longer; default: no limit. Whether the gateway passes
+        any of these seven on to fal is not documented
+    """
 
     dialect = "fal"
     template_fields: Sequence[str] = (*SubmittingOperator.template_fields, "priority", "runner_hint")
@@ -67,21 +82,7 @@ class FalSubmitOperator(_QueueOptions):
     Returns the handle as JSON values, for ``FalQueueSensor(handle=submit.output)``, and pushes
     ``request_id``, ``status_url`` and ``response_url`` to XCom. On failure it pushes ``failure``, too.
 
-    Besides the parameters of :class:`~airflow_provider_uniapi_fal.operators.submitting.SubmittingOperator`, where
-    the money is explained:
-
-    :param model: model id, with or without the leading ``fal-ai/`` (templated)
-    :param arguments: the model's input (templated). Below keys that end in ``_url`` or ``_urls``, addresses of
-        files in storage (``file:///…``, ``s3://…``) become data URIs of at most 10 MiB each
-    :param start_timeout: seconds in which the job must have started, else fal fails it; default: no limit
-    :param priority: ``normal`` or ``low`` (templated; default: fal's, which is normal)
-    :param runner_hint: text by which fal sends jobs to the same runner (templated; default: none)
-    :param no_retry: True turns fal's own retries off; default: fal's
-    :param store_io: False keeps fal from storing input and output, and the result then lasts for an hour or
-        less; default: fal's
-    :param object_lifetime: seconds that fal keeps the media; default: fal's
-    :param max_queue_length: refuse the job if the queue is longer; default: no limit. Whether the gateway passes
-        any of these seven on to fal is not documented
+    The money is explained at :class:`~airflow_provider_uniapi_fal.operators.submitting.SubmittingOperator`.
     """
 
     ui_color = "#ece5ff"

@@ -90,7 +90,13 @@ def _fits(field: str, value: Any) -> bool:
 
 @dataclass(frozen=True)
 class LogLine:
-    """One line that the model wrote while it ran."""
+    """
+    One line that the model wrote while it ran.
+
+    :param message: its text
+    :param level: such as ``INFO``, where the model says so
+    :param timestamp: when it was written, in the server's own form
+    """
 
     message: str
     level: str | None = None
@@ -136,6 +142,11 @@ class MediaFile:
     :param where: its place in the model's answer, such as ``images[0]``
     :param url: address to fetch it from without credentials; a data URI while in memory; None for a data
         URI that was left out of the JSON form
+    :param content_type: as the server says
+    :param file_name: as the server says
+    :param file_size: bytes, as the server says
+    :param width: pixels, as the server says
+    :param height: pixels, as the server says
     :param flagged: the server marked it as unsafe; it is then usually a black picture
     """
 
@@ -162,6 +173,7 @@ class JobResult:
     :param handle: the job
     :param data: the model's own answer
     :param media: the media files in it
+    :param seed: the seed that the model says it has used
     :param billable_units: what the server says was charged, as it wrote it
     :param seconds_queued: time from submit to the first sight of it running
     :param seconds_running: the server's own figure, or else what was observed

@@ -8,7 +8,7 @@ differ.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow_provider_uniapi_fal.protocol import retrying
 from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
@@ -22,7 +22,10 @@ from airflow_provider_uniapi_fal.protocol.dialects.base import (
     SubmitReading,
     Submitted,
 )
+from airflow_provider_uniapi_fal.protocol.dialects.fal import STATES
+from airflow_provider_uniapi_fal.protocol.dialects.reading import Detail, number
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, unknown_outcome
+from airflow_provider_uniapi_fal.protocol.job import JobState
 from airflow_provider_uniapi_fal.protocol.messages import (
     Flow,
     HttpReply,
@@ -36,7 +39,7 @@ from airflow_provider_uniapi_fal.protocol.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
     from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
@@ -182,19 +185,55 @@ def probe() -> Flow[tuple[bool, str]]:
     """
     Ask the gateway for the account's balance, or else for its models: free, and enough to try the key.
 
+    Accepted is a key with which one of them came in its own form; whatever else came with a 2xx proves nothing.
+
     Sources: UniAPI's general pages and a third party's client; both addresses belong to the OpenAI form.
     """
     answer = (False, "")
-    for path, query in (("/billing/usage", {"unit": "usd"}), ("/models", {})):
+    for path, query, is_whole in (
+        ("/billing/usage", {"unit": "usd"}, _is_usage),
+        ("/models", {}, _is_list_of_models),
+    ):
         sent = yield from send(HttpRequest("GET", "openai", path, query))
-        answer, definite = _read_probe(sent)
+        answer, definite = _read_probe(sent, is_whole)
         if definite:
             break
     return answer
 
 
-def _read_probe(sent: Sent) -> tuple[tuple[bool, str], bool]:
-    """Return what to tell the user, and whether another address need not be tried."""
+#: What a refusal says that is about the account and not about the key.
+_NO_BALANCE = ("402", "403", "余额", "balance", "quota", "locked")
+
+
+def _is_usage(body: Mapping[str, Any]) -> bool:
+    data = body.get("data")
+    return isinstance(data, dict) and number(data.get("balance")) is not None
+
+
+def _is_list_of_models(body: Mapping[str, Any]) -> bool:
+    data = body.get("data")
+    if not isinstance(data, list) or not all(isinstance(each, dict) and each.get("id") for each in data):
+        return False
+    return bool(data) or body.get("object") == "list"
+
+
+def _is_refusal(body: Mapping[str, Any]) -> bool:
+    """Whether a body says that something went wrong, whatever code it came under."""
+    word = str(body.get("status") or "").upper()
+    return (
+        bool(body.get("error") or body.get("error_type"))
+        or body.get("success") is False
+        or str(body.get("code") or 0).lower() not in ("0", "200", "success")
+        or STATES.get(word) in (JobState.FAILED, JobState.CANCELLED)
+    )
+
+
+def _read_probe(sent: Sent, is_whole: Callable[[Mapping[str, Any]], bool]) -> tuple[tuple[bool, str], bool]:
+    """
+    Return what to tell the user, and whether another address need not be tried.
+
+    :param is_whole: whether a body has the form of what was asked for
+    """
     if not isinstance(sent, HttpReply):
         return (False, f"The gateway cannot be reached ({sent.reason}). {_where_to_look(sent.reason)}"), True
     if sent.status == 401:
@@ -206,10 +245,21 @@ def _read_probe(sent: Sent) -> tuple[tuple[bool, str], bool]:
         text = f"The gateway refused the account (HTTP {sent.status}): no balance, or the account is locked."
         return (False, text), True
     body = read_json(sent)
-    if sent.ok and isinstance(body, dict):
-        data = body.get("data")
-        balance = data.get("balance") if isinstance(data, dict) else None
-        if not isinstance(balance, (int, float)) or balance < 0:
+    if sent.ok and isinstance(body, dict) and _is_refusal(body):
+        # Its words are not quoted: they may repeat the key.
+        said = f"{body.get('code')} {Detail.of(body).words}".lower()
+        if any(word in said for word in _NO_BALANCE):
+            text = f"The gateway refused the account (under HTTP {sent.status}): no balance, or it is locked."
+        else:
+            text = (
+                f"The gateway answered with a refusal (under HTTP {sent.status}), most likely of the key. Put the "
+                "right one into the password field."
+            )
+        return (False, text), True
+    if sent.ok and isinstance(body, dict) and is_whole(body):
+        data = body["data"]
+        balance = None if isinstance(data, list) else number(data["balance"])
+        if balance is None or balance < 0:
             return (True, "The gateway accepted the key. Nothing was spent."), True
         if balance == 0:
             return (False, "The gateway accepted the key, but the account has no balance."), True

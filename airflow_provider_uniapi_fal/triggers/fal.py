@@ -56,7 +56,7 @@ class FalQueueTrigger(BaseTrigger):
     Watch one job until it has ended, and fetch its result at once.
 
     It submits nothing and downloads no media. It fires exactly one event, whose form is described at
-    :func:`event_of`. Its arguments lie in plain text in Airflow's metadata database: they hold no key, no
+    ``event_of``. Its arguments lie in plain text in Airflow's metadata database: they hold no key, no
     prompt and no input.
 
     :param handle: the job, as JSON values

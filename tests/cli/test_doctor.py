@@ -14,6 +14,7 @@ from airflow_provider_uniapi_fal.cli.doctor import (
     NOT_ASKED,
     OF_THE_JOB,
     PENDING,
+    REFUSAL,
     RESULT_PATHS,
     RETENTION,
     STATUS_PATHS,
@@ -21,10 +22,12 @@ from airflow_provider_uniapi_fal.cli.doctor import (
     UNASKABLE,
     URLS,
     Exchange,
+    bearer_finding,
+    cancel_finding,
     shape,
 )
 from airflow_provider_uniapi_fal.protocol.messages import HttpReply, HttpRequest
-from tests.fakes import KEY, ScriptedServer, Start, posts, set_connection
+from tests.fakes import KEY, ScriptedServer, Start, handle, posts, set_connection
 from tests.fakes import Exchange as Exchanged
 
 if TYPE_CHECKING:
@@ -150,6 +153,52 @@ def test_a_gateway_that_wants_another_word_before_the_key_is_told_of_with_the_ex
     assert done.json["extra"] == {"auth_scheme": "Bearer"}
 
 
+def test_the_job_is_posted_with_the_word_that_was_found(fal: Fal, monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(exchange: Exchanged) -> None:
+        if exchange.path.startswith("/v1/"):
+            exchange.json({"data": {"balance": 5}})
+        elif not exchange.headers.get("Authorization", "").startswith("Bearer "):
+            exchange.json({"detail": "invalid key"}, 401)
+        elif exchange.path == "/fal-ai/flux/schnell":
+            exchange.json({"request_id": "req-7", "status": "IN_QUEUE"})
+        elif exchange.path.endswith("/requests/req-7/status"):
+            exchange.json({"status": "COMPLETED"})
+        elif exchange.path.endswith("/requests/req-7"):
+            exchange.json({"images": [{"url": "https://media.example/a.png"}]})
+        else:
+            exchange.json({"status": "NOT_FOUND"}, 404)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        done = fal("doctor", "--yes", "-o", "json")
+    assert done.code == 0, done.err
+    assert done.json["extra"] == {"auth_scheme": "Bearer"}
+    assert answers(done.json["findings"])[MEDIA] == "where they may be fetched from"
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "kind", "seen"),
+    [
+        ("server-error on=submit status=403", 5, "balance", "HTTP 403"),
+        ("server-error on=submit status=422", 2, "input", "HTTP 422"),
+        ("lost-reply on=submit", 3, "submit_outcome_unknown", "no reply"),
+    ],
+)
+def test_a_refused_submit_is_an_answer_and_loses_none_of_the_others(
+    start: Start, fal: Fal, fault: str, code: int, kind: str, seen: str
+) -> None:
+    start(faults=[fault])
+    done = fal("doctor", "--yes", "-o", "json")
+    assert done.code == code
+    found = {finding["question"]: finding for finding in done.json["findings"]}
+    assert kind in found[REFUSAL]["answer"]
+    assert found[REFUSAL]["seen"].startswith(seen)
+    assert found["What does a wrong key answer?"]["answer"] == "a 401, as expected"
+    assert found[CANCEL]["answer"] == NOT_ASKED
+    assert done.json["failure"]["kind"] == kind
+    assert done.json["failure"]["what"] in done.err
+
+
 def test_a_gateway_without_a_fal_family_is_told_of(fal: Fal, monkeypatch: pytest.MonkeyPatch) -> None:
     def answer(exchange: Exchanged) -> None:
         if exchange.path.startswith("/v1/"):
@@ -207,6 +256,12 @@ def test_a_lost_reply_is_unknown_here_as_well_and_not_posted_again(
     assert fal("doctor", "--yes").code == 3
     assert posts(emulator) == 1
     assert len(journal.entries()) == 1
+    again = fal("doctor", "--yes")
+    assert (again.code, posts(emulator)) == (3, 1)
+    assert "--on-unknown-submit=resubmit" in again.err
+    assert fal("doctor", "--free").code == 0, "what costs nothing may be asked"
+    assert (fal("doctor", "--yes", "--on-unknown-submit", "resubmit").code, posts(emulator)) == (0, 2)
+    assert (fal("doctor", "--yes").code, posts(emulator)) == (0, 3), "none is unknown any more"
 
 
 def test_a_job_that_never_ends_is_left_with_a_word(start: Start, fal: Fal) -> None:
@@ -223,3 +278,44 @@ def test_an_answer_is_shown_by_its_shape_and_never_quoted() -> None:
     assert (
         shape(Exchange(HttpRequest("GET", "fal", "/x"), reply)) == "HTTP 422, {detail list, code int, x null}"
     )
+
+
+def exchanged(status: int, body: bytes) -> Exchange:
+    return Exchange(HttpRequest("GET", "fal", "/x"), HttpReply(status, {}, body))
+
+
+DONE = exchanged(200, b'{"status": "COMPLETED"}')
+REFUSED = exchanged(401, b'{"detail": "no"}')
+
+
+@pytest.mark.parametrize(
+    ("seen", "stranger", "answer"),
+    [
+        (DONE, REFUSED, "yes"),
+        (DONE, DONE, "not proved: a status needs no key here"),
+        (REFUSED, REFUSED, "no"),
+        (exchanged(200, b'{"error": "no"}'), REFUSED, "no"),
+    ],
+)
+def test_bearer_is_proved_only_where_a_wrong_key_is_refused(
+    seen: Exchange, stranger: Exchange, answer: str
+) -> None:
+    assert bearer_finding(seen, stranger).answer == answer
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "answer"),
+    [
+        (400, b'{"status": "ALREADY_COMPLETED"}', "yes"),
+        (202, b'{"status": "CANCELLATION_REQUESTED"}', "yes"),
+        (200, b'{"success": true}', "yes"),
+        (200, b'{"success": false}', "no telling"),
+        (200, b'{"error": {"message": "unsupported"}}', "no telling"),
+        (202, b"<html>", "no telling"),
+        (200, b"", "no telling"),
+        (404, b'{"status": "NOT_FOUND"}', "no: what is submitted runs to its end"),
+        (405, b"", "no: what is submitted runs to its end"),
+    ],
+)
+def test_a_cancellation_is_passed_on_only_if_the_body_says_so(status: int, body: bytes, answer: str) -> None:
+    assert cancel_finding(handle(), exchanged(status, body)).answer == answer

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import signal
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
 from airflow_provider_uniapi_fal.emulator.running import running_emulator
+from demo.__main__ import PROJECT, main
+from demo.local_airflow import LocalAirflowTimeout
 from demo.real import NIGHT, Gateway, agreed, gateway_of, run_real
 
 GATEWAY = Gateway("https://gateway.example", "sk-a-real-key")
@@ -58,6 +61,70 @@ def test_without_a_key_and_in_ci_there_is_no_real_gateway() -> None:
     assert gateway_of({**key, "CI": "false"}) == Gateway("https://api.uniapi.io", "sk-a-real-key")
     assert gateway_of({**key, "UNIAPI_HOST": "hk.example"}) == Gateway("hk.example", "sk-a-real-key")
     assert "sk-a-real-key" not in repr(GATEWAY)
+
+
+def test_the_readme_says_what_the_night_is() -> None:
+    assert len(NIGHT) == 3
+    assert "With a key in `UNIAPI_KEY`" in (PROJECT / "README.md").read_text()
+    assert "three paid pictures" in (PROJECT / "README.md").read_text()
+    assert "`UNIAPI_KEY`" in (PROJECT / "README.zh.md").read_text()
+
+
+class InterruptedAirflow:
+    """Stands for an Airflow in which a night was begun, until something ended the wait for it."""
+
+    def __init__(self, folder: Path, error: BaseException, *, posted: bool) -> None:
+        self.media = folder.parent / "media"
+        self.error = error
+        self.posted = posted
+        self.stopped = False
+
+    def __enter__(self) -> InterruptedAirflow:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stopped = True
+
+    def wait_for_dag(self, dag_id: str) -> None:
+        return
+
+    def trigger(self, dag_id: str, conf: dict[str, str]) -> str:
+        if self.posted:
+            (self.media / "20261130T020000" / "manifest.journal").mkdir(parents=True)
+        return "run"
+
+    def wait_for_run(self, *_: object) -> str:
+        raise self.error
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt(), LocalAirflowTimeout("gave up"), SystemExit(143)])
+@pytest.mark.parametrize("posted", [True, False])
+def test_a_paid_night_that_is_broken_off_says_how_to_find_its_jobs(
+    error: BaseException,
+    posted: bool,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(signal, "signal", lambda *_: None)
+    monkeypatch.setattr(
+        "demo.real.LocalAirflow", lambda folder, **_: InterruptedAirflow(folder, error, posted=posted)
+    )
+    monkeypatch.setattr("demo.__main__.agreed", lambda *_, **__: True)
+    monkeypatch.setattr("demo.__main__.gateway_of", lambda _: GATEWAY)
+    code: object
+    try:
+        code = main(["--folder", str(tmp_path / "night")])
+    except SystemExit as end:
+        code = end.code
+    assert code != 0
+    said = capsys.readouterr().out
+    manifest = tmp_path / "night" / "media" / "20261130T020000" / "manifest.jsonl"
+    assert (f"fal jobs --all --manifest {manifest}" in said) is posted
+    assert ("may be billed" in said) is posted
+    assert ("nothing was posted" in said) is not posted
+    assert "nothing is left running." not in said
+    assert GATEWAY.key not in said
 
 
 @pytest.mark.system

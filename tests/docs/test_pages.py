@@ -52,7 +52,8 @@ def test_the_pages_build_without_a_warning_and_fetch_nothing_from_elsewhere(tmp_
 
 
 def test_a_link_that_leads_nowhere_is_a_warning(tmp_path: Path) -> None:
-    (tmp_path / "conf.py").write_text((DOCS / "conf.py").read_text())
+    for name in ("conf.py", "parameters.py"):
+        (tmp_path / name).write_text((DOCS / name).read_text())
     (tmp_path / "index.md").write_text("# x\n\n[nowhere](nowhere.md)\n")
     done = build(tmp_path, tmp_path / "built")
     assert done.returncode != 0
@@ -84,3 +85,17 @@ def test_the_security_page_names_the_limit_that_the_code_has() -> None:
     from airflow_provider_uniapi_fal.protocol.dialects.base import MediaInputs
 
     assert f"{MediaInputs().max_bytes // 1024**2} MiB" in (DOCS / "security.md").read_text()
+
+
+def test_a_database_is_called_tested_only_if_a_test_runs_on_it() -> None:
+    row = next(
+        line
+        for line in (DOCS / "compatibility.md").read_text().splitlines()
+        if line.startswith("| Databases |")
+    )
+    here = Path(__file__).resolve()
+    tests = "".join(page.read_text() for page in (PROJECT / "tests").rglob("*.py") if page != here)
+    for name, url in (("SQLite", "sqlite"), ("PostgreSQL", "postgresql"), ("MySQL", "mysql")):
+        by_tests = url in tests.lower() or url in (PROJECT / "demo" / "local_airflow.py").read_text()
+        tested = row.split("|")[3]
+        assert name not in tested or by_tests or re.search(rf"{name}[^;,]* by hand", tested), name

@@ -5,6 +5,8 @@ from __future__ import annotations
 import inspect
 import pkgutil
 import re
+import subprocess
+import sys
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +14,7 @@ from types import ModuleType
 import pytest
 
 import airflow_provider_uniapi_fal as package
+from docs import parameters
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
@@ -22,8 +25,13 @@ PUBLIC = {(module, name) for module, names in ROWS for name in re.findall(r"`(\w
 DAG_ROOMS = ("operators", "sensors", "transfers", "exceptions", "retry_policy")
 BEGINNINGS = ("Fal", "Kling", "Luma", "OpenAI")
 
-#: What several public classes have in common; nobody writes it into a DAG.
-BASES = {"KlingOperator"}
+#: What several public classes have in common, and what their docstrings refer to; nobody writes it into a DAG.
+BASES = {
+    "airflow_provider_uniapi_fal.operators.submitting.SubmittingOperator",
+    "airflow_provider_uniapi_fal.operators.generating.GeneratingOperator",
+    "airflow_provider_uniapi_fal.operators.kling.KlingOperator",
+    "airflow_provider_uniapi_fal.landing.names.Names",
+}
 
 
 def own_classes(module: ModuleType) -> set[str]:
@@ -33,7 +41,7 @@ def own_classes(module: ModuleType) -> set[str]:
         if inspect.isclass(value)
         and value.__module__ == module.__name__
         and name.startswith(BEGINNINGS)
-        and name not in BASES
+        and f"{module.__name__}.{name}" not in BASES
     }
 
 
@@ -56,7 +64,63 @@ def test_every_class_for_dags_is_listed() -> None:
 def test_the_reference_describes_the_public_names_and_no_others() -> None:
     text = "".join(page.read_text() for page in (DOCS / "reference").glob("*.md"))
     described = re.findall(r"auto(?:class|exception|function):: ([\w.]+)", text)
-    assert sorted(described) == sorted(f"{module}.{name}" for module, name in PUBLIC)
+    assert sorted(described) == sorted({f"{module}.{name}" for module, name in PUBLIC} | BASES)
+
+
+@pytest.mark.parametrize(("module", "name"), sorted(PUBLIC))
+def test_all_that_a_public_name_accepts_is_described(module: str, name: str) -> None:
+    value = getattr(import_module(module), name)
+    if inspect.isclass(value):
+        assert parameters.accepted(value).keys() - parameters.described(value).keys() == set()
+    else:
+        own = set(inspect.signature(value).parameters)
+        assert own == set(re.findall(r":param (\w+):", inspect.getdoc(value) or ""))
+
+
+def test_what_a_class_accepts_is_followed_through_all_that_it_is_made_of() -> None:
+    from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator, FalSubmitOperator
+    from airflow_provider_uniapi_fal.operators.kling import KlingImageOperator
+    from airflow_provider_uniapi_fal.operators.luma import LumaExtendOperator
+
+    assert {"model", "priority", "on_clear"} <= parameters.accepted(FalSubmitOperator).keys()
+    assert "defer_after" not in parameters.accepted(FalSubmitOperator)
+    whole = parameters.accepted(FalGenerateOperator)
+    assert {"model", "priority", "defer_after", "on_clear"} <= whole.keys()
+    assert whole["timeout"].default == 86400.0
+    # What a class sets by itself cannot be given to it.
+    kling = parameters.accepted(KlingImageOperator).keys()
+    assert {"prompt", "arguments", "check_limits", "watch", "dry_run"} <= kling
+    assert not {"kind", "fields", "model"} & kling
+    assert "model" not in parameters.accepted(LumaExtendOperator)
+
+
+def test_the_built_reference_lists_all_of_it(tmp_path: Path) -> None:
+    (tmp_path / "conf.py").write_text((DOCS / "conf.py").read_text())
+    (tmp_path / "parameters.py").write_text((DOCS / "parameters.py").read_text())
+    (tmp_path / "index.md").write_text((DOCS / "reference" / "python.md").read_text().replace("../", "/"))
+    command = [
+        sys.executable,
+        "-m",
+        "sphinx",
+        "-q",
+        "-E",
+        "-b",
+        "text",
+        str(tmp_path),
+        str(tmp_path / "built"),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    pages = re.split(
+        r"\n(?=(?:class|exception) airflow_provider_uniapi_fal)",
+        (tmp_path / "built" / "index.txt").read_text(),
+    )
+    of = {match[1]: page for page in pages if (match := re.match(r"\w+ ([\w.]+)", page))}
+    for module, name in sorted(PUBLIC):
+        value = getattr(import_module(module), name)
+        if inspect.isclass(value):
+            listed = set(re.findall(r"\*\*(\w+)\*\* --", of[f"{module}.{name}"]))
+            assert parameters.accepted(value).keys() - listed == set(), name
 
 
 def test_every_operator_sensor_and_transfer_has_a_how_to() -> None:

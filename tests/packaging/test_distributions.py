@@ -14,6 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import parse_sdist_filename, parse_wheel_filename
 
 from airflow_provider_uniapi_fal import __version__
+from tests.packaging.test_pythons import PYTHONS
 
 if TYPE_CHECKING:
     from tests.packaging.conftest import Distributions
@@ -72,16 +73,30 @@ def test_the_wheel_runs_on_every_supported_python_and_platform(
     assert (name, str(version), build) == ("airflow-provider-uniapi-fal", __version__, ())
     assert [str(tag) for tag in tags] == ["py3-none-any"]
     assert metadata.requires_python is not None
-    assert "3.9" not in metadata.requires_python
-    declared = {
-        python for python in (f"3.{minor}" for minor in range(16)) if python in metadata.requires_python
-    }
-    assert {"3.10", "3.11", "3.12", "3.13"} <= declared
+    minors = [minor for minor in range(40) if f"3.{minor}" in metadata.requires_python]
+    assert minors == list(range(10, minors[-1] + 1))
+    pythons = [f"3.{minor}" for minor in minors]
     classifier = "Programming Language :: Python :: 3."
-    named = {
+    named = [
         "3." + name.removeprefix(classifier) for name in metadata.classifiers or [] if classifier in name
-    }
-    assert named <= declared
+    ]
+    assert named == pythons
+    assert list(PYTHONS) == pythons
+
+
+def test_one_range_of_pythons_is_named_everywhere(metadata: Metadata) -> None:
+    assert metadata.requires_python is not None
+    last = max(minor for minor in range(40) if f"3.{minor}" in metadata.requires_python)
+    for page in ("README.md", "CONTRIBUTING.md", "docs/tutorial.md", "docs/compatibility.md", "Makefile"):
+        text = (PROJECT / page).read_text()
+        assert f"3.10 to 3.{last}" in text, page
+    assert f"3.10 到 3.{last}" in (PROJECT / "README.zh.md").read_text()
+    assert f"(3, 10) <= sys.version_info < (3, {last + 1})" in (PROJECT / "Makefile").read_text()
+
+
+def test_addresses_are_named_once_there_are_any(metadata: Metadata) -> None:
+    without = "[project.urls]" in (PROJECT / "CONTRIBUTING.md").read_text()
+    assert without is not bool(metadata.project_urls)
 
 
 def test_the_wheel_asks_for_airflow_from_3_3_to_before_4(metadata: Metadata) -> None:

@@ -184,7 +184,21 @@ MODELS = reply({"object": "list", "data": []})
         ([reply({"success": True, "data": {"balance": -1}})], True, "accepted the key"),
         ([reply({"success": True, "data": {"balance": 12.5}})], True, "12.5"),
         ([reply({"success": True, "data": {"balance": 0}})], False, "no balance"),
-        ([reply({"data": None})], True, "accepted the key"),
+        ([reply({"data": None}), MODELS], True, "accepted the key"),
+        ([reply({"data": {"used": 3}}), reply({"data": {}})], False, "no such gateway"),
+        ([reply({}), reply({"data": [{"name": "x"}]})], False, "no such gateway"),
+        ([reply({}), reply({"data": [{"id": "flux"}]})], True, "accepted the key"),
+        ([reply({"error": {"message": "Incorrect API key sk-1"}})], False, "most likely of the key"),
+        ([reply({"error": "nope", "data": {"balance": 5}})], False, "most likely of the key"),
+        ([reply({"success": False, "message": "token invalid"})], False, "most likely of the key"),
+        ([reply({"success": False, "message": "余额不足"})], False, "no balance"),
+        ([reply({"code": 401, "message": "x", "data": None})], False, "most likely of the key"),
+        ([reply({"code": 403, "message": "x", "data": None})], False, "no balance"),
+        ([reply({"code": "invalid_token", "data": {"balance": 5}})], False, "most likely of the key"),
+        ([reply({"status": "FAILURE", "data": {"balance": 5}})], False, "most likely of the key"),
+        ([reply({"code": 0, "data": {"balance": 5}})], True, "balance of 5"),
+        ([reply({"code": "success", "data": {"balance": 5}})], True, "balance of 5"),
+        ([reply({"data": {"balance": True}}), MODELS], True, "Nothing was spent"),
         ([reply({"detail": "x"}, 401)], False, "refused the key"),
         ([reply({}, 402)], False, "balance"),
         ([reply({}, 403)], False, "balance"),
@@ -210,6 +224,7 @@ def test_the_probe_tells_key_address_balance_and_network_apart(
     (found, text), talk = converse(lambda _: verbs.probe(), *answers)
     assert found is ok
     assert says in text
+    assert "sk-" not in text
     assert {(request.method, request.family) for request in talk.sent} == {("GET", "openai")}
 
 

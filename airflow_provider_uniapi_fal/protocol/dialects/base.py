@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Submitted:
-    """The gateway accepted a job that can be watched by its handle."""
+    """
+    The gateway accepted a job that can be watched by its handle.
+
+    :param handle: the job
+    :param status: how it stood when it was accepted
+    """
 
     handle: JobHandle
     status: JobStatus
@@ -25,7 +30,11 @@ class Submitted:
 
 @dataclass(frozen=True)
 class Finished:
-    """The gateway answered the submit itself with the result: a dialect without ids to come back to."""
+    """
+    The gateway answered the submit itself with the result: a dialect without ids to come back to.
+
+    :param result: the result
+    """
 
     result: JobResult
 

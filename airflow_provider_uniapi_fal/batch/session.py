@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.ledger.journal import Journal
     from airflow_provider_uniapi_fal.protocol.dialects.base import Submitted
     from airflow_provider_uniapi_fal.protocol.job import JobResult
+    from airflow_provider_uniapi_fal.protocol.messages import HttpRequest
 
 #: Rows of one wave: what a crash can leave unknown at most.
 WAVE = 50
@@ -251,7 +252,8 @@ class Session:
             for row, intent in zip(wave, intents, strict=True)
         ]
         try:
-            await asyncio.gather(*posts)
+            # One that breaks does not cut off the others, which are paid for.
+            ended = await asyncio.gather(*posts, return_exceptions=True)
         except BaseException:
             # Whatever breaks in, what is known of the wave is written down before anything else.
             for post in posts:
@@ -260,6 +262,9 @@ class Session:
             self._journal.write(outcomes)
             raise
         await self._write(outcomes)
+        for broken in ended:
+            if broken is not None:
+                raise broken
         accepted = [entry for entry in outcomes if entry.step in (Step.SUBMITTED, Step.SUCCEEDED)]
         unknown = [entry for entry in outcomes if entry.step is Step.INTENT]
         for entry in accepted:
@@ -286,21 +291,39 @@ class Session:
                     failure = self.stopped or _interrupted()
                     outcomes.append(self._outcome(intent, Step.NOT_TAKEN, failure))
                     return
-                # Files are read when their row's turn has come, so that only a few are in memory at once.
-                inputs = dialect_named(row.dialect).media_inputs
-                arguments = await asyncio.to_thread(with_files, row.arguments, inputs)
-                request = self._hook.prepare(row.model, arguments, dialect=row.dialect)
+                request = await self._prepared(row, intent, outcomes)
+                if request is None:
+                    return
                 accepted = await self._hook.apost(
                     row.model, request, dialect=row.dialect, paced=partial(self._pace.of, sending=sending)
                 )
         except FalError as error:
             outcomes.append(self._refused(intent, error))
         except BaseException:
+            # Those of the wave that are not sent yet stay where they are.
+            self.stopped = self.stopped or _interrupted()
             if not sent:
                 outcomes.append(self._outcome(intent, Step.NOT_TAKEN, _interrupted()))
             raise
         else:
             outcomes.append(await self._accepted(intent, accepted))
+
+    async def _prepared(self, row: Row, intent: Entry, outcomes: list[Entry]) -> HttpRequest | None:
+        """Return the post of a row, with its files inside; None if it cannot be made, which harms no other row."""
+        try:
+            # Files are read when their row's turn has come, so that only a few are in memory at once.
+            inputs = dialect_named(row.dialect).media_inputs
+            arguments = await asyncio.to_thread(with_files, row.arguments, inputs)
+            return self._hook.prepare(row.model, arguments, dialect=row.dialect)
+        except FalError as error:
+            failure = error.failure
+            if failure.kind is FailureKind.INPUT:
+                outcomes.append(self._outcome(intent, Step.ENDED, in_words_of_a_batch(failure)))
+            else:
+                # What storage does not give now it may give to the next try.
+                failure = replace(failure, retry_does="reads it again, and submits the row.")
+                outcomes.append(self._outcome(intent, Step.NOT_TAKEN, failure))
+            return None
 
     def _refused(self, intent: Entry, error: FalError) -> Entry:
         failure = error.failure
@@ -323,7 +346,10 @@ class Session:
             result=spooled(result),
             written_at=time.time(),
         )
-        await self._write([entry])
+        try:
+            await self._write([entry])
+        except Exception:  # noqa: BLE001 - whatever storage raises; the record of the wave takes the result along
+            return entry
         self._to_land.append(entry.key)
         return replace(entry, result=None)
 
@@ -363,8 +389,13 @@ class Session:
 
     async def _land(self, keys: Sequence[str]) -> None:
         results = await asyncio.to_thread(lambda: dict(self._journal.results(keys)))
-        entries = await asyncio.gather(*(self._land_row(key, results.get(key)) for key in keys))
+        landings = (self._land_row(key, results.get(key)) for key in keys)
+        ended = await asyncio.gather(*landings, return_exceptions=True)
+        entries = [entry for entry in ended if isinstance(entry, Entry)]
         await self._write(entries)
+        for broken in ended:
+            if isinstance(broken, BaseException):
+                raise broken
         self._stop_after_failures(entry.step for entry in entries)
 
     async def _land_row(self, key: str, result: JobResult | None) -> Entry:

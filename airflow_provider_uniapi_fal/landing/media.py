@@ -294,7 +294,8 @@ class Lander:
             raise error_of(say(str(error), gone=error.gone)) from error
         except ValueError as error:
             raise error_of(say(str(error))) from error
-        except OSError as error:
+        except Exception as error:
+            # The clients of storage have errors of their own, which are no OSErrors.
             raise error_of(say(f"storage says {_said(error)}")) from error
 
     async def _fetched(self, file: MediaFile, local: Path) -> Fetched:
@@ -364,7 +365,7 @@ class Lander:
                     put(local, target)
         except (MediaError, ValueError) as error:
             raise error_of(say(str(error))) from error
-        except OSError as error:
+        except Exception as error:
             gone = isinstance(error, FileNotFoundError)
             raise error_of(say(f"storage says {_said(error)}", gone=gone)) from error
         return replace(file, path=str(target))
@@ -452,9 +453,10 @@ def _decode(uri: str, path: Path, max_bytes: int) -> Fetched:
     return Fetched(path, len(content), hashlib.sha256(content).hexdigest(), kind)
 
 
-def _said(error: OSError) -> str:
+def _said(error: Exception) -> str:
     """Return what a storage error says, without the addresses that some of them quote."""
-    return f"{type(error).__name__}: {error.strerror}" if error.strerror else type(error).__name__
+    said = getattr(error, "strerror", None)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _cannot_land(request_id: str | None, where: str, why: str, *, gone: bool = False) -> Failure:

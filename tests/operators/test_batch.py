@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk import Asset, ObjectStoragePath
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+from botocore.exceptions import EndpointConnectionError  # type: ignore[import-untyped]
 
 from airflow_provider_uniapi_fal.batch import night, session
 from airflow_provider_uniapi_fal.exceptions import (
@@ -25,6 +27,7 @@ from airflow_provider_uniapi_fal.exceptions import (
 )
 from airflow_provider_uniapi_fal.hooks import fal as hooks
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.landing import media, storage
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.rows import Step
 from airflow_provider_uniapi_fal.ledger.task_state import BATCH_KEY
@@ -259,8 +262,6 @@ def test_rows_of_an_earlier_manifest_are_not_posted_but_carried_over(start: Star
 def test_files_named_as_inputs_are_sent_and_one_that_is_missing_harms_no_other(
     start: Start, blocking: New, tmp_path: Path
 ) -> None:
-    import base64
-
     (tmp_path / "in.png").write_bytes(base64.b64decode(PIXEL.partition(",")[2]))
     rows = table(2, image_url=f"file://{tmp_path}/in.png")
     rows[1]["arguments"]["image_url"] = f"file://{tmp_path}/missing.png"
@@ -271,6 +272,60 @@ def test_files_named_as_inputs_are_sent_and_one_that_is_missing_harms_no_other(
     row = task.manifest()["row-001"]
     assert "cannot be read" in row["error"]["message"]
     assert row["error"]["billed"] == "no"
+
+
+@pytest.mark.parametrize("error", [OSError("SlowDown"), EndpointConnectionError(endpoint_url="http://x")])
+def test_an_input_that_storage_does_not_give_now_harms_no_other_row_and_is_read_by_the_next_try(
+    start: Start, blocking: New, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    (tmp_path / "in.png").write_bytes(base64.b64decode(PIXEL.partition(",")[2]))
+    emulator = start(faults=["slow on=submit seconds=1.0"])
+    rows = table(8)
+    rows[5]["arguments"]["image_url"] = f"file://{tmp_path}/in.png"
+    task = blocking(requests=rows, max_in_flight=8)
+
+    read: Any = ObjectStoragePath.open
+
+    def away(self: ObjectStoragePath, *args: Any, **more: Any) -> Any:
+        if self.name == "in.png":
+            raise error
+        return read(self, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStoragePath, "open", away)
+        with pytest.raises(FalJobFailed, match="7 succeeded, 1 missing"):
+            task.run()
+    assert posts(emulator) == 7
+    row = task.manifest()["row-005"]
+    assert (row["outcome"], row["posts"], row["error"]["billed"]) == ("missing", 0, "no")
+    assert "reads it again, and submits the row" in row["error"]["message"]
+    assert counts(task.next_try().run()) == {"asked": 8, "succeeded": 8}
+    assert posts(emulator) == 8
+
+
+def test_a_post_that_breaks_lets_the_others_of_its_wave_come_to_their_end(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start(faults=["slow on=submit seconds=1.0"])
+    task = blocking(requests=table(8), max_in_flight=4)
+    prepare = FalHook.prepare
+    asked: list[Any] = []
+
+    def broken(self: FalHook, model: object, arguments: Any, **more: Any) -> Any:
+        asked.append(arguments)
+        if len(asked) == 8 + 2:
+            raise RuntimeError("a defect")
+        return prepare(self, model, arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FalHook, "prepare", broken)
+        with pytest.raises(RuntimeError, match="a defect"):
+            task.run()
+    steps = [state.step for state in journal_of(task).rows.values()]
+    assert steps.count(Step.SUBMITTED) == posts(emulator) == 3
+    assert steps.count(Step.NOT_TAKEN) == 5
+    assert counts(task.next_try().run()) == {"asked": 8, "succeeded": 8}
+    assert posts(emulator) == 8
 
 
 def test_an_outlets_event_carries_the_manifest_and_the_counts(start: Start, blocking: New) -> None:
@@ -317,6 +372,30 @@ def test_a_reply_with_the_result_in_it_is_written_down_before_it_is_landed(
     forget_the_last_segments(task)
     assert counts(task.next_try().run()) == {"asked": 3, "succeeded": 3}
     assert len(sent) == 3
+
+
+def test_a_result_in_a_reply_is_not_lost_if_storage_refuses_its_first_record(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start()
+    result = JobResult(handle(), None, (MediaFile("data[0]", PIXEL),))
+    write = Journal.write
+    refused: list[str] = []
+
+    async def apost(self: FalHook, model: str, request: Any, **more: Any) -> Finished:
+        return Finished(result)
+
+    def away(self: Journal, entries: Any) -> None:
+        entries = list(entries)
+        if entries and entries[0].result is not None and not refused:
+            refused.append(entries[0].key)
+            raise EndpointConnectionError(endpoint_url="http://x")
+        write(self, entries)
+
+    monkeypatch.setattr(FalHook, "apost", apost)
+    monkeypatch.setattr(Journal, "write", away)
+    assert counts(blocking(requests=table(1)).run()) == {"asked": 1, "succeeded": 1}
+    assert refused == ["row-000"]
 
 
 # --- refused before anything is paid ------------------------------------------------------------------------
@@ -660,6 +739,52 @@ def test_media_that_cannot_be_had_now_are_landed_by_the_next_try_without_a_post(
     assert task.outcomes() == {"row-000": "failed"}
     assert counts(task.next_try().run()) == {"asked": 1, "succeeded": 1}
     assert posts(emulator) == 1
+
+
+def test_storage_that_takes_a_file_not_now_harms_no_other_row_and_the_next_try_lands_it(
+    start: Start, new: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start(**SHORT)
+    task = new(requests=table(4))
+
+    def away(source: Path, target: ObjectStoragePath) -> None:
+        if "row-002" in str(target):
+            raise EndpointConnectionError(endpoint_url="http://x")
+        storage.put(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media, "put", away)
+        with pytest.raises(FalJobFailed, match="3 succeeded, 1 failed"):
+            task.run()
+    assert "storage says EndpointConnectionError" in task.manifest()["row-002"]["error"]["message"]
+    assert counts(task.next_try().run()) == {"asked": 4, "succeeded": 4}
+    assert posts(emulator) == 4
+
+
+def test_a_landing_that_breaks_lets_the_others_be_written_down(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start(run_seconds=2.0)
+    task = BatchTask(f"file://{tmp_path}/night", requests=table(4), **MODES["deferrable"])
+    with pytest.raises(TaskDeferred) as deferral:
+        task.operator().execute(task.context)
+    event = fired(deferral.value)
+    assert (event["ready"], event["running"]) == (4, 0)
+    attempt = media.Lander.attempt
+
+    async def broken(self: media.Lander, result: Any, *args: Any, **more: Any) -> Any:
+        if args[1].key == "row-002":
+            raise RuntimeError("a defect")
+        return await attempt(self, result, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media.Lander, "attempt", broken)
+        with pytest.raises(RuntimeError, match="a defect"):
+            task.operator().resume_execution(deferral.value.method_name, {"event": event}, task.context)
+    landed = {key for key, state in journal_of(task).rows.items() if state.step is Step.DELIVERED}
+    assert landed == {"row-000", "row-001", "row-003"}
+    assert counts(task.next_try().run()) == {"asked": 4, "succeeded": 4}
+    assert posts(emulator) == 4
 
 
 # --- kills --------------------------------------------------------------------------------------------------

@@ -138,7 +138,9 @@ def shortfall(
     )
     helped = [failure for failure in failures if failure.transient or failure.kind not in hopeless]
     may_help = [f for f in helped if not (f.kind is FailureKind.JOB_FAILED and not f.transient)]
-    never_sent = counts["missing"] > 0 and not (stopped is not None and stopped.kind in _NO_RETRY)
+    # What a failed row has held up (its kind is that of a failed job) goes out if the retry can mend that row.
+    held_up = stopped is not None and stopped.kind in {*_NO_RETRY, FailureKind.JOB_FAILED}
+    never_sent = counts["missing"] > 0 and not held_up
     kind: FailureKind
     if stopped is not None and stopped.kind in (FailureKind.AUTH, FailureKind.BALANCE):
         kind = stopped.kind

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -164,7 +164,7 @@ class Session:
             await self._learn()
             for state in self._plan.watch:
                 self._watching.add(state)
-            self._stop_after_failures(state.step for state in self._journal.rows.values())
+            self._stop_after_failures(self._left_as_they_are())
             await self._conduct(linger)
             return self._watching.running
 
@@ -368,7 +368,19 @@ class Session:
     def _outcome(self, intent: Entry, step: Step, failure: Failure) -> Entry:
         return replace(intent, step=step, failure=failure, written_at=time.time())
 
-    def _stop_after_failures(self, steps: Any) -> None:
+    def _left_as_they_are(self) -> list[Step]:
+        """
+        Return the steps of the rows that this try does nothing about, but for those from before a clear.
+
+        What it submits, watches or lands again may end well this time; and a user who clears the task has seen what
+        had failed, and asks for the rest.
+        """
+        taken_up = {row.key for row in self._plan.post} | {s.entry.key for s in self._plan.watch}
+        taken_up.update(self._plan.land)
+        states = (self._journal.rows.get(key) for key in self._rows if key not in taken_up)
+        return [s.step for s in states if s is not None and s.entry.max_tries == self._try.max_tries]
+
+    def _stop_after_failures(self, steps: Iterable[Step]) -> None:
         failed = (Step.ENDED, Step.OUT_OF_SIGHT, Step.UNLANDED, Step.INTENT)
         if self._settings.fail_fast and self.stopped is None and any(step in failed for step in steps):
             self.stopped = _failed_fast()
@@ -465,7 +477,7 @@ def _failed_fast() -> Failure:
     return Failure(
         FailureKind.JOB_FAILED,
         what="A row has failed, and fail_fast=True: no more are submitted; those that run are landed.",
-        retry_does="submits the rest only if that row succeeds then.",
+        retry_does="submits the rest if it can mend that row; once cleared, the task does in any case.",
     )
 
 

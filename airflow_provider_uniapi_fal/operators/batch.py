@@ -100,7 +100,8 @@ class FalBatchOperator(BaseOperator):
     :param min_success_ratio: share of rows, from 0 to 1, that must be a success; default 1.0. The task fails below
         it, after everything has been landed and the manifest written
     :param fail_fast: post nothing more once a row has failed; default False. What runs by then is paid for: it is
-        waited for and landed, and rows that were never posted are ``missing``
+        waited for and landed, and rows that were never posted are ``missing``. A retry posts them if it can mend
+        the failed row; a clear does in any case
     :param on_flagged: ``keep`` (default) counts a row with flagged media as a success, ``fail`` does not; the media
         are landed either way
     :param on_unknown_submit: what the next try does about a submit of unknown outcome: ``fail`` (default) leaves it,

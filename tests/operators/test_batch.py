@@ -699,18 +699,66 @@ def test_the_task_fails_below_the_ratio_of_successes_that_was_asked_for(
         assert counts(task.run()) == {"asked": 3, "succeeded": 2, "refused": 1}
 
 
-def test_failing_fast_posts_nothing_more_and_lands_what_runs(
-    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+FAIL_FAST: dict[str, tuple[dict[str, Any], str, type[FalError], bool]] = {
+    "refused": (
+        {"fault": "job", "failure": "refused", "run_seconds": 0},
+        "refused",
+        FalContentRefused,
+        False,
+    ),
+    "failed for a reason that may pass": (
+        {
+            "fault": "job",
+            "failure": "completed-error",
+            "error_type": "runner_disconnected",
+            "run_seconds": 0,
+        },
+        "failed",
+        FalJobFailed,
+        True,
+    ),
+    "unknown": ({"fault": "lost-reply", "on": "submit"}, "unknown", FalSubmitOutcomeUnknown, False),
+}
+
+
+@pytest.mark.parametrize(("fault", "outcome", "error", "mended"), FAIL_FAST.values(), ids=FAIL_FAST)
+def test_failing_fast_posts_nothing_more_until_a_retry_mends_the_row_or_a_clear_asks_for_the_rest(
+    start: Start,
+    new: New,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: dict[str, Any],
+    outcome: str,
+    error: type[FalError],
+    mended: bool,
 ) -> None:
     monkeypatch.setattr(session, "WAVE", 2)
-    emulator = start(
-        faults=[{"fault": "body", "on": "submit", "match": f"{PROMPT} 001", "status": "FAILURE"}]
-    )
-    task = blocking(requests=table(6), fail_fast=True)
-    with pytest.raises(FalError):
+    emulator = start(faults=[{"match": f"{PROMPT} 001", "times": 1, **fault}], run_seconds=1.0)
+    task = new(requests=table(6), fail_fast=True, max_unfinished=2)
+    with pytest.raises(error):
         task.run()
     assert posts(emulator) == 2
-    assert tally(task) == {"failed": 1, "missing": 4, "succeeded": 1}
+    assert tally(task) == {outcome: 1, "missing": 4, "succeeded": 1}
+    if not mended:
+        with pytest.raises(error):
+            task.next_try().run()
+        assert posts(emulator) == 2
+    if outcome == "unknown":
+        with pytest.raises(FalSubmitOutcomeUnknown):
+            task.next_try(cleared=True).run()
+        assert posts(emulator) == 6
+    else:
+        assert counts(task.next_try(cleared=not mended).run()) == {"asked": 6, "succeeded": 6}
+        assert posts(emulator) == 7
+
+
+def test_a_landing_that_fails_fast_holds_up_no_next_try_that_lands_it(start: Start, blocking: New) -> None:
+    emulator = start(faults=["html on=media status=200 times=1"], run_seconds=1.0)
+    task = blocking(requests=table(4), fail_fast=True, max_unfinished=1)
+    with pytest.raises(FalJobFailed):
+        task.run()
+    assert posts(emulator) < 4
+    assert counts(task.next_try().run()) == {"asked": 4, "succeeded": 4}
+    assert posts(emulator) == 4
 
 
 def test_a_job_out_of_time_is_cancelled_and_named_and_the_others_are_landed(start: Start, new: New) -> None:

@@ -6,7 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_uniapi_fal.batch.accounting import (
@@ -16,10 +16,11 @@ from airflow_provider_uniapi_fal.batch.accounting import (
     manifest_row,
     shortfall,
 )
-from airflow_provider_uniapi_fal.batch.planning import Plan, plan
+from airflow_provider_uniapi_fal.batch.planning import OWED, Plan, plan
 from airflow_provider_uniapi_fal.batch.requests import MAX_NAMED, Row, checked_rows, read_rows
 from airflow_provider_uniapi_fal.batch.session import Session, SessionSettings
-from airflow_provider_uniapi_fal.exceptions import error_of
+from airflow_provider_uniapi_fal.exceptions import FalError, error_of
+from airflow_provider_uniapi_fal.landing.inputs import schema_of, unread
 from airflow_provider_uniapi_fal.landing.manifest import (
     Manifest,
     ManifestRow,
@@ -59,7 +60,8 @@ class NightSettings:
     :param with_arguments: put the arguments, prompts and all, into the manifest
     :param min_success_ratio: share of the rows that must be a success
     :param on_flagged: ``keep`` counts a flagged row as a success, ``fail`` does not
-    :param schema: JSON Schema for the arguments of rows that name no model
+    :param schema: JSON Schema for the arguments of rows that name no model, in a form that
+        :func:`~airflow_provider_uniapi_fal.landing.inputs.schema_of` takes
     """
 
     destination: ObjectStoragePath
@@ -71,7 +73,7 @@ class NightSettings:
     with_arguments: bool = False
     min_success_ratio: float = 1.0
     on_flagged: str = "keep"
-    schema: Mapping[str, Any] | None = None
+    schema: Any = None
 
 
 @dataclass
@@ -110,17 +112,25 @@ class Night:
 
     def read(self, requests: object, *, conn_id: str | None, model: str | None, dialect: str) -> None:
         """
-        Read and check the table.
+        Read and check the table, and the earlier manifests.
 
-        :raises FalInputError: if anything in it is wrong, naming all of it; nothing was submitted
+        :raises FalInputError: if anything in it is wrong, naming all of it; nothing was submitted by this try
+        :raises FalProtocolError: if storage does not give it now; nothing was submitted by this try
         """
+        try:
+            self._read(requests, conn_id=conn_id, model=model, dialect=dialect)
+        except FalError as error:
+            raise error_of(self._with_the_fate_of_jobs(error.failure)) from error
+
+    def _read(self, requests: object, *, conn_id: str | None, model: str | None, dialect: str) -> None:
         given = read_rows(requests, conn_id=conn_id)
+        schema = self.settings.schema
         self.rows = checked_rows(
             given,
             self.hook,
             model=model,
             dialect=dialect,
-            schema=self.settings.schema,
+            schema=None if schema is None else schema_of(schema),
             check_name=lambda row: self.names_of(row, None).check(),
         )
         remarks = Counter(
@@ -139,6 +149,30 @@ class Night:
                     "Nothing was submitted. Look at the table, or raise max_jobs.",
                 )
             )
+
+    def _with_the_fate_of_jobs(self, failure: Failure) -> Failure:
+        """
+        Return what keeps a try from beginning, with what it means for the jobs of the tries before it.
+
+        A task reads its table again each time that it wakes: it may go wrong when all is paid for.
+        """
+        try:
+            states = Journal.reading(self.folder).rows.values()
+            jobs = sum(state.posts > 0 for state in states)
+            live = any(state.step in OWED for state in states)
+        except Exception:  # noqa: BLE001 - the journal is not to be had: then nobody knows, and that is said
+            jobs, live = -1, True
+        if not jobs:
+            return failure
+        known = f"{jobs} rows were" if jobs > 0 else "Rows may have been"
+        return replace(
+            failure,
+            billed="maybe",
+            may_run=live,
+            retry_does="takes up what was submitted, once this can be read and is right again.",
+            advice=f"Nothing was submitted now. {known} submitted before: their jobs are not affected, and the journal "
+            f"at {self.folder} keeps them.",
+        )
 
     def names_of(self, row: Row, result: JobResult | None) -> Names:
         """Return how the files of a row are called."""
@@ -297,11 +331,8 @@ def _landed_before(paths: Sequence[ObjectStoragePath]) -> dict[str, ManifestRow]
     for path in paths:
         try:
             manifest = read_manifest(path)
-        except (OSError, ValueError, KeyError) as error:
-            raise error_of(
-                bad_input(
-                    f"skip_existing: {path} cannot be read as a manifest ({type(error).__name__}: {error})."
-                )
-            ) from error
+        except Exception as error:
+            why = f"{path} cannot be read as a manifest ({type(error).__name__}: {error})"
+            raise unread("skip_existing:", why, error) from error
         found.update({row.key: row for row in manifest.rows if row.files and row.error is None})
     return found

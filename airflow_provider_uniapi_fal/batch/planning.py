@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.batch.requests import Row
 
 #: Steps in which something of a row is still owed: a job that may run, or a result that is paid for.
-_OWED = {Step.INTENT, Step.SUBMITTED, Step.OUT_OF_SIGHT, Step.SUCCEEDED, Step.UNLANDED}
+OWED = {Step.INTENT, Step.SUBMITTED, Step.OUT_OF_SIGHT, Step.SUCCEEDED, Step.UNLANDED}
 
 
 @dataclass
@@ -63,7 +63,7 @@ def plan(rows: Sequence[Row], states: Mapping[str, RowState], this_try: Try, pol
     for key, state in states.items():
         if key in known:
             continue
-        if state.step in _OWED:
+        if state.step in OWED:
             made.problems.append(f"row {key!r}: it is in the table no more, but a job was submitted for it")
         elif state.step is Step.DELIVERED:
             made.warnings.append(f"Row {key!r} was landed by an earlier try, but is in the table no more.")

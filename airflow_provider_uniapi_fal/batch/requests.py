@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.exceptions import FalInputError, error_of
+from airflow_provider_uniapi_fal.landing.inputs import unread
 from airflow_provider_uniapi_fal.ledger.record import fingerprint
 from airflow_provider_uniapi_fal.protocol.arguments import schema_problems
 from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS, dialect_named
@@ -68,7 +69,8 @@ def read_rows(requests: object, *, conn_id: str | None = None) -> list[Mapping[s
     :param requests: a list of mappings, or the path of a file: JSON Lines (``.jsonl``, ``.ndjson``), CSV
         (``.csv``) or Parquet (``.parquet``)
     :param conn_id: Airflow connection of the storage
-    :raises FalInputError: if it is neither, or cannot be read; nothing was submitted
+    :raises FalInputError: if it is neither, or no table; nothing was submitted
+    :raises FalProtocolError: if storage does not give it now; nothing was submitted
     """
     if isinstance(requests, (str, ObjectStoragePath)):
         return _read_file(requests, conn_id)
@@ -171,10 +173,15 @@ def _read_file(where: str | ObjectStoragePath, conn_id: str | None) -> list[Mapp
         )
     path = ObjectStoragePath(where, conn_id=conn_id) if isinstance(where, str) else where
     try:
+        content = path.read_bytes()
+    except Exception as error:
+        why = f"{path} cannot be read as a table of rows ({type(error).__name__}: {error})"
+        raise unread("requests:", why, error) from error
+    try:
         if suffix == ".parquet":
-            rows = _parquet(path)
+            rows = _parquet(content)
         else:
-            text = path.read_text(encoding="utf-8-sig")
+            text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
             rows = _csv(text) if suffix == ".csv" else _json_lines(text)
     except (OSError, ValueError) as error:
         raise error_of(
@@ -225,7 +232,7 @@ def _csv(text: str) -> list[Mapping[str, Any]]:
     return [_from_columns({name: cell for name, cell in row.items() if cell != ""}) for row in rows]
 
 
-def _parquet(path: ObjectStoragePath) -> list[Mapping[str, Any]]:
+def _parquet(content: bytes) -> list[Mapping[str, Any]]:
     try:
         from pyarrow import parquet  # type: ignore[import-untyped]
     except ImportError as error:
@@ -235,8 +242,7 @@ def _parquet(path: ObjectStoragePath) -> list[Mapping[str, Any]]:
                 "pip install 'airflow-provider-uniapi-fal[parquet]'",
             )
         ) from error
-    with path.open("rb") as reader:
-        rows = parquet.read_table(reader).to_pylist()
+    rows = parquet.read_table(io.BytesIO(content)).to_pylist()
     return [_from_columns({name: cell for name, cell in row.items() if cell is not None}) for row in rows]
 
 

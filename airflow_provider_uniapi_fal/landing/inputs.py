@@ -22,7 +22,7 @@ _SENT_AS_IT_IS = ("http://", "https://", "data:")
 
 #: What reading a file raises when its path or the file is wrong, so that the next reading would end alike. All else
 #: that a storage raises, its clients' own errors among it, may be over in a moment.
-_WRONG = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, ImportError)
+_WRONG = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, KeyError, ImportError)
 
 
 def with_files(arguments: Mapping[str, Any], inputs: MediaInputs) -> dict[str, Any]:

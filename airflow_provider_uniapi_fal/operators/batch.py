@@ -17,7 +17,6 @@ from airflow_provider_uniapi_fal.exceptions import error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
 from airflow_provider_uniapi_fal.landing import lineage
-from airflow_provider_uniapi_fal.landing.inputs import schema_of
 from airflow_provider_uniapi_fal.landing.media import PARALLEL, Limits
 from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE, check_template
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
@@ -387,7 +386,7 @@ class FalBatchOperator(BaseOperator):
                 with_arguments=self.include_arguments,
                 min_success_ratio=self.min_success_ratio,
                 on_flagged=self.on_flagged,
-                schema=None if self.arguments_schema is None else schema_of(self.arguments_schema),
+                schema=self.arguments_schema,
             ),
             policy=RowPolicy(self.on_unknown_submit, self.on_changed_arguments, self.on_clear),
             watch=WatchSettings(

@@ -28,6 +28,7 @@ from airflow_provider_uniapi_fal.exceptions import (
 from airflow_provider_uniapi_fal.hooks import fal as hooks
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.landing import media, storage
+from airflow_provider_uniapi_fal.landing.manifest import Manifest, write_manifest
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.rows import Step
 from airflow_provider_uniapi_fal.ledger.task_state import BATCH_KEY
@@ -543,6 +544,68 @@ def test_an_event_of_another_kind_fails_loudly_and_no_job_is_given_up(
     with pytest.raises(FalProtocolError, match="event cannot be understood"):
         task.operator().resume_execution(deferral.value.method_name, {"event": clock}, task.context)
     assert counts(task.next_try().run()) == {"asked": 2, "succeeded": 2}
+    assert posts(emulator) == 2
+
+
+@pytest.mark.parametrize("file", ["table.jsonl", "earlier.jsonl", "schema.json"])
+@pytest.mark.parametrize("error", [OSError("SlowDown"), EndpointConnectionError(endpoint_url="http://x")])
+def test_a_file_that_storage_does_not_give_now_is_read_by_a_retry_which_takes_up_what_runs(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, error: Exception
+) -> None:
+    emulator = start(run_seconds=2.0)
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, table(3))))
+    (tmp_path / "schema.json").write_text(json.dumps({"required": ["prompt"]}))
+    write_manifest(Manifest(()), ObjectStoragePath(f"file://{tmp_path}/earlier.jsonl"))
+    task = BatchTask(
+        f"file://{tmp_path}/night",
+        requests=f"file://{tmp_path}/table.jsonl",
+        skip_existing=f"file://{tmp_path}/earlier.jsonl",
+        arguments_schema=f"file://{tmp_path}/schema.json",
+        **MODES["deferrable"],
+    )
+    read: Any = ObjectStoragePath.read_bytes
+
+    def away(self: ObjectStoragePath) -> bytes:
+        if self.name == file:
+            raise error
+        return bytes(read(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStoragePath, "read_bytes", away)
+        with pytest.raises(FalProtocolError) as raised:
+            task.operator().execute(task.context)
+    assert not isinstance(raised.value, AirflowFailException)
+    assert (raised.value.billed, raised.value.may_run, posts(emulator)) == ("no", False, 0)
+    with pytest.raises(TaskDeferred) as deferral:
+        task.next_try().operator().execute(task.context)
+    event = fired(deferral.value)
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStoragePath, "read_bytes", away)
+        with pytest.raises(FalProtocolError, match="3 rows were submitted before") as raised:
+            task.operator().resume_execution(deferral.value.method_name, {"event": event}, task.context)
+    assert not isinstance(raised.value, AirflowFailException)
+    assert (raised.value.billed, raised.value.may_run) == ("maybe", True)
+    assert counts(task.next_try().run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 3
+
+
+def test_a_table_that_is_gone_when_the_task_wakes_is_said_not_to_have_cost_nothing(
+    start: Start, tmp_path: Path
+) -> None:
+    emulator = start(run_seconds=2.0)
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, table(2))))
+    task = BatchTask(
+        f"file://{tmp_path}/night", requests=f"file://{tmp_path}/table.jsonl", **MODES["deferrable"]
+    )
+    with pytest.raises(TaskDeferred) as deferral:
+        task.operator().execute(task.context)
+    event = fired(deferral.value)
+    (tmp_path / "table.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    with pytest.raises(FalInputError, match="2 rows were submitted before") as raised:
+        task.operator().resume_execution(deferral.value.method_name, {"event": event}, task.context)
+    assert (raised.value.billed, raised.value.may_run) == ("maybe", True)
+    (tmp_path / "elsewhere.jsonl").rename(tmp_path / "table.jsonl")
+    assert counts(task.next_try(cleared=True).run()) == {"asked": 2, "succeeded": 2}
     assert posts(emulator) == 2
 
 

@@ -66,6 +66,9 @@ SAY_EVERY = 30.0
 #: What keeps every other submit from being accepted as well, so that no more are sent in this try.
 _STOPS = {FailureKind.AUTH, FailureKind.BALANCE, FailureKind.RATE_LIMITED, FailureKind.PROTOCOL}
 
+#: What the gateway says if it has no (other) addresses of a result: it is kept no longer, or never was.
+_NO_OTHER = {FailureKind.RESULT_EXPIRED, FailureKind.INPUT}
+
 
 @dataclass(frozen=True)
 class SessionSettings:
@@ -411,23 +414,44 @@ class Session:
         self._stop_after_failures(entry.step for entry in entries)
 
     async def _land_row(self, key: str, result: JobResult | None) -> Entry:
-        if result is not None:
-            return await self._landed(key, result)
+        landing = Landing() if result is None else await self._landing(key, result)
+        if result is not None and not _is_away(landing):
+            return self._landed(key, result, landing)
+        # The journal has no result because it is long; or its addresses lead nowhere, and the gateway may have others.
+        # To ask it costs nothing.
         async with self._long_results:
             state = self._journal.rows[key]
             if state.handle is None:
                 raise ValueError(f"row {key!r} has neither a result nor a job")
             try:
-                result = await self._hook.aresult(state.handle)
+                found = await self._hook.aresult(state.handle)
             except FalError as error:
-                return self._not_landed(state, error.failure.about(state.handle.request_id), {})
-            return await self._landed(key, result)
+                failure = error.failure.about(state.handle.request_id)
+                return self._no_result(key, result, landing, failure)
+            result = found if result is None else replace(result, media=found.media)
+            return self._landed(key, result, await self._landing(key, result, landing.files))
 
-    async def _landed(self, key: str, result: JobResult) -> Entry:
-        state, row = self._journal.rows[key], self._rows[key]
-        landing: Landing = await self._lander.attempt(
-            result, self._destination, self._names_of(row, result), already=files_of(state)
-        )
+    async def _landing(self, key: str, result: JobResult, already: Sequence[LandedFile] = ()) -> Landing:
+        names = self._names_of(self._rows[key], result)
+        already = already or files_of(self._journal.rows[key])
+        return await self._lander.attempt(result, self._destination, names, already=already)
+
+    def _no_result(self, key: str, result: JobResult | None, landing: Landing, failure: Failure) -> Entry:
+        """Return what is to be written down of a row whose result the gateway did not give (again)."""
+        state = self._journal.rows[key]
+        if result is None or landing.error is None:
+            return self._not_landed(state, failure, {})
+        refused = landing.error.failure
+        if failure.kind not in _NO_OTHER:
+            # It may have other addresses when it answers: the file is not to be given up.
+            refused = replace(refused, kind=FailureKind.PROTOCOL)
+        elif state.step is Step.UNLANDED:
+            # What two tries were refused and nobody has another address of is lost; so a clear can make it anew.
+            refused = replace(refused, kind=FailureKind.RESULT_EXPIRED)
+        return self._landed(key, result, replace(landing, error=error_of(refused)))
+
+    def _landed(self, key: str, result: JobResult, landing: Landing) -> Entry:
+        state = self._journal.rows[key]
         landed = {
             "files": [file.to_json() for file in landing.files],
             "seed": result.seed,
@@ -461,6 +485,11 @@ def files_of(state: RowState) -> list[LandedFile]:
     """Return what was landed of a row."""
     landed = state.entry.landed or {}
     return [LandedFile.from_json(file) for file in landed.get("files") or ()]
+
+
+def _is_away(landing: Landing) -> bool:
+    """Whether media are not where the result says, so that a fresh address may help."""
+    return landing.error is not None and landing.error.failure.http_status in (403, 404, 410)
 
 
 def _interrupted() -> Failure:

@@ -291,7 +291,7 @@ class Lander:
                     partial(self._keep, file, fetched, index, len(result.media), destination, names)
                 )
         except MediaError as error:
-            raise error_of(say(str(error), gone=error.gone)) from error
+            raise error_of(say(str(error), gone=error.gone, status=error.status)) from error
         except ValueError as error:
             raise error_of(say(str(error))) from error
         except Exception as error:
@@ -459,9 +459,12 @@ def _said(error: Exception) -> str:
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-def _cannot_land(request_id: str | None, where: str, why: str, *, gone: bool = False) -> Failure:
+def _cannot_land(
+    request_id: str | None, where: str, why: str, *, gone: bool = False, status: int | None = None
+) -> Failure:
     failure = _failure(f"The file {where} of the result cannot be landed: {why}.", request_id=request_id)
-    return replace(failure, kind=FailureKind.RESULT_EXPIRED) if gone else failure
+    kind = FailureKind.RESULT_EXPIRED if gone else failure.kind
+    return replace(failure, kind=kind, http_status=status)
 
 
 def _failure(

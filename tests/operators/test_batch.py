@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +24,7 @@ from airflow_provider_uniapi_fal.exceptions import (
     FalInputError,
     FalJobFailed,
     FalProtocolError,
+    FalResultExpired,
     FalSubmitOutcomeUnknown,
 )
 from airflow_provider_uniapi_fal.hooks import fal as hooks
@@ -37,10 +39,11 @@ from airflow_provider_uniapi_fal.operators.batch import FalBatchOperator
 from airflow_provider_uniapi_fal.protocol import watching
 from airflow_provider_uniapi_fal.protocol.cadence import Experience
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
+from airflow_provider_uniapi_fal.protocol.errors import FailureKind, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
 from airflow_provider_uniapi_fal.triggers import batch as triggers
 from tests.batch.tasks import MODES, BatchTask, counts, table
-from tests.fakes import KEY, MODEL, PROMPT, calls, fired, handle, posts
+from tests.fakes import KEY, MODEL, PROMPT, Exchange, ScriptedServer, calls, fired, handle, posts
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.running import Emulator
@@ -850,6 +853,119 @@ def test_media_that_cannot_be_had_now_are_landed_by_the_next_try_without_a_post(
     assert task.outcomes() == {"row-000": "failed"}
     assert counts(task.next_try().run()) == {"asked": 1, "succeeded": 1}
     assert posts(emulator) == 1
+
+
+class MediaHost:
+    """A host that refuses its files with a status until it is told otherwise, and a job whose result lies there."""
+
+    def __init__(self, emulator: Emulator, status: int) -> None:
+        self.status = status
+        self.asked = 0
+        self.server = ScriptedServer(self._answer)
+        emulator.add_fault(
+            {"fault": "body", "on": "result", "images": [{"url": f"{self.server.url}/old.png"}]}
+        )
+
+    def _answer(self, exchange: Exchange) -> None:
+        self.asked += 1
+        if self.status == 200 or exchange.path == "/fresh.png":
+            exchange.answer(base64.b64decode(PIXEL.partition(",")[2]), "image/png")
+        else:
+            exchange.answer(b"", "", self.status)
+
+
+@pytest.fixture
+def away(tmp_path: Path, start: Start) -> Iterator[Callable[[int], tuple[BatchTask, Emulator, MediaHost]]]:
+    """Return a function that brings a night of one row to its landing, whose media host refuses the file."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(status: int) -> tuple[BatchTask, Emulator, MediaHost]:
+            emulator = start()
+            host = MediaHost(emulator, status)
+            stack.enter_context(host.server)
+            task = BatchTask(f"file://{tmp_path}/night", requests=table(1), **MODES["blocking"])
+            return task, emulator, host
+
+        yield begin
+
+
+Away = Callable[[int], "tuple[BatchTask, Emulator, MediaHost]"]
+
+
+def test_a_file_that_its_host_refuses_with_403_is_landed_by_the_next_try_without_a_post(away: Away) -> None:
+    task, emulator, host = away(403)
+    with pytest.raises(FalJobFailed, match="HTTP 403"):
+        task.run()
+    assert host.asked == 2
+    host.status = 200
+    assert counts(task.next_try().run()) == {"asked": 1, "succeeded": 1}
+    assert posts(emulator) == 1
+
+
+@pytest.mark.parametrize("status", [403, 404, 410])
+def test_a_file_that_is_not_where_the_result_said_is_landed_from_its_fresh_address(
+    away: Away, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, emulator, host = away(status)
+    attempt = media.Lander.attempt
+
+    async def moved(self: media.Lander, result: Any, *args: Any, **more: Any) -> Any:
+        landing = await attempt(self, result, *args, **more)
+        emulator.clear_faults()
+        fresh = [{"url": f"{host.server.url}/fresh.png"}]
+        emulator.add_fault({"fault": "body", "on": "result", "images": fresh})
+        return landing
+
+    monkeypatch.setattr(media.Lander, "attempt", moved)
+    assert counts(task.run()) == {"asked": 1, "succeeded": 1}
+    assert len(calls(emulator, "result")) == 2
+    assert posts(emulator) == 1
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_file_is_not_given_up_while_the_gateway_does_not_say_whether_it_has_another_address(
+    away: Away, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, emulator, host = away(status)
+    attempt = media.Lander.attempt
+
+    async def locked(self: media.Lander, result: Any, *args: Any, **more: Any) -> Any:
+        landing = await attempt(self, result, *args, **more)
+        emulator.clear_faults()
+        emulator.add_fault({"fault": "turned-away", "because": "locked", "on": "result"})
+        return landing
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media.Lander, "attempt", locked)
+        for _ in range(2):
+            with pytest.raises(FalJobFailed):
+                task.run()
+            task.next_try()
+    host.status = 200
+    assert counts(task.next_try(cleared=True).run()) == {"asked": 1, "succeeded": 1}
+    assert posts(emulator) == 1
+
+
+@pytest.mark.parametrize(("status", "tries"), [(404, 1), (403, 2)])
+def test_a_file_that_neither_its_host_nor_the_gateway_has_is_made_anew_by_a_clear_only(
+    away: Away, status: int, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, emulator, host = away(status)
+
+    async def forgotten(self: FalHook, job: Any) -> Any:
+        raise FalResultExpired(replace(unknown_outcome("x"), kind=FailureKind.RESULT_EXPIRED, may_run=True))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FalHook, "aresult", forgotten)
+        for number in range(1, 4):
+            error = FalJobFailed if number < tries else FalResultExpired
+            with pytest.raises(error):
+                task.run()
+            task.next_try()
+    assert posts(emulator) == 1
+    host.status = 200
+    assert counts(task.next_try(cleared=True).run()) == {"asked": 1, "succeeded": 1}
+    assert posts(emulator) == 2
 
 
 def test_storage_that_takes_a_file_not_now_harms_no_other_row_and_the_next_try_lands_it(

@@ -17,7 +17,7 @@ from airflow_provider_uniapi_fal.batch.accounting import (
     shortfall,
 )
 from airflow_provider_uniapi_fal.batch.planning import OWED, Plan, plan
-from airflow_provider_uniapi_fal.batch.requests import MAX_NAMED, Row, checked_rows, read_rows
+from airflow_provider_uniapi_fal.batch.requests import MAX_NAMED, Row, checked_rows, named, read_rows
 from airflow_provider_uniapi_fal.batch.session import Session, SessionSettings
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.landing.inputs import schema_of, unread
@@ -132,6 +132,7 @@ class Night:
             dialect=dialect,
             schema=None if schema is None else schema_of(schema),
             check_name=lambda row: self.names_of(row, None).check(),
+            say=self.say,
         )
         remarks = Counter(
             remark
@@ -287,7 +288,7 @@ class Night:
     def _planned(self, states: Mapping[str, RowState]) -> Plan:
         made = plan(list(self.to_make.values()), states, self.this_try, self.policy)
         if made.problems:
-            listed = "; ".join(made.problems[:MAX_NAMED])
+            listed = named(made.problems, self.say)
             raise error_of(
                 bad_input(
                     f"requests: the table does not fit to what was submitted: {listed}.",

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.exceptions import FalInputError, error_of
-from airflow_provider_uniapi_fal.landing.inputs import unread
+from airflow_provider_uniapi_fal.landing.inputs import input_problems, unread
 from airflow_provider_uniapi_fal.ledger.record import fingerprint
-from airflow_provider_uniapi_fal.protocol.arguments import schema_problems
+from airflow_provider_uniapi_fal.protocol.arguments import as_json, schema_problems
 from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS, dialect_named
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 
@@ -30,7 +30,7 @@ FIELDS = ("key", "model", "dialect", "arguments")
 #: Files of rows, by their suffix.
 FILES = (".jsonl", ".ndjson", ".csv", ".parquet")
 
-#: So many rows are named in an error or in the log; the others are counted.
+#: So many rows are named in an error, and so many warned of in the log.
 MAX_NAMED = 20
 
 
@@ -87,6 +87,7 @@ def checked_rows(
     dialect: str = "fal",
     schema: Mapping[str, Any] | None = None,
     check_name: Callable[[Row], None],
+    say: Callable[[str], None],
 ) -> list[Row]:
     """
     Return the rows of a batch, or name all wrong ones at once.
@@ -95,6 +96,7 @@ def checked_rows(
     :param dialect: for rows that name none
     :param schema: JSON Schema for the arguments of rows that name no model
     :param check_name: raises if the files of a row cannot be named
+    :param say: takes each line for the log, which names those wrong ones that are too many for an error
     :raises FalInputError: if any row is wrong; nothing was submitted
     """
     good: list[Row] = []
@@ -113,15 +115,26 @@ def checked_rows(
     twice = [key for key, count in Counter(row.key for row in good).items() if count > 1]
     problems += [f"row {key!r}: the key is there more than once" for key in twice]
     if problems:
-        more = f"; and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
-        listed = "; ".join(problems[:MAX_NAMED])
         raise error_of(
             bad_input(
-                f"requests: {len(problems)} problems in {len(rows)} rows: {listed}{more}.",
+                f"requests: {len(problems)} problems in {len(rows)} rows: {named(problems, say)}.",
                 "Nothing was submitted. Correct these rows.",
             )
         )
     return good
+
+
+def named(problems: Sequence[str], say: Callable[[str], None]) -> str:
+    """
+    Return problems as one text for an error: some of many, while the log is told all the others.
+
+    :param say: takes each line for the log
+    """
+    others = problems[MAX_NAMED:]
+    for problem in others:
+        say(f"Also wrong: {problem}.")
+    more = f"; and {len(others)} more, which the log names" if others else ""
+    return "; ".join(problems[:MAX_NAMED]) + more
 
 
 def _row(
@@ -144,22 +157,38 @@ def _row(
         hook.prepare(asked, given["arguments"], dialect=speaks)
     except FalInputError as error:
         return None, [f"{where}: {error.failure.what}"]
+    arguments = as_json(given["arguments"])
     metadata = {str(name): value for name, value in given.items() if name not in FIELDS}
-    try:
-        json.dumps(metadata)
-    except (TypeError, ValueError):
-        return None, [f"{where}: its metadata has no form in JSON"]
+    problems = [
+        f"{where}: {wrong}" for wrong in input_problems(arguments, dialect_named(speaks).media_inputs)
+    ]
+    # What cannot be written into the manifest must be known before anything is paid for.
+    parts = {"key": key, "arguments": arguments, "metadata": metadata}
+    problems += [
+        f"{where}: its {name} has no form in JSON" for name, part in parts.items() if not _in_json(part)
+    ]
+    if problems:
+        return None, problems
     row = Row(
         key=key,
         index=index,
         model=str(asked),
         dialect=speaks,
         fal_conn_id=hook.fal_conn_id,
-        arguments=given["arguments"],
+        arguments=arguments,
         metadata=metadata,
         keyed=named is not None,
     )
     return row, []
+
+
+def _in_json(value: Any) -> bool:
+    """Whether a value can be written as JSON that others can read: no NaN, and no half of a pair of surrogates."""
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except (TypeError, ValueError):
+        return False
+    return True
 
 
 def _read_file(where: str | ObjectStoragePath, conn_id: str | None) -> list[Mapping[str, Any]]:

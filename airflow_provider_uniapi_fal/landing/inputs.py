@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 _SENT_AS_IT_IS = ("http://", "https://", "data:")
 
+_NO_ADDRESS = "is neither an address on the web nor one in storage, such as file:///… or s3://…"
+
 #: What reading a file raises when its path or the file is wrong, so that the next reading would end alike. All else
 #: that a storage raises, its clients' own errors among it, may be over in a moment.
 _WRONG = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, KeyError, ImportError)
@@ -38,6 +40,30 @@ def with_files(arguments: Mapping[str, Any], inputs: MediaInputs) -> dict[str, A
     :raises FalProtocolError: if storage does not give it now; nothing was submitted
     """
     return {key: _converted(value, key, f"arguments.{key}", inputs) for key, value in arguments.items()}
+
+
+def input_problems(arguments: Mapping[str, Any], inputs: MediaInputs) -> list[str]:
+    """
+    Return what is wrong with arguments that take files, by their form alone: one text for each wrong one.
+
+    Nothing is read: this is for many rows, before anything is paid.
+
+    :param inputs: which arguments take files, and in which form; from the dialect
+    """
+    found: list[str] = []
+
+    def look(value: Any, key: str, where: str) -> None:
+        if isinstance(value, Mapping):
+            for name, item in value.items():
+                look(item, name, f"{where}.{name}")
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                look(item, key, f"{where}[{index}]")
+        elif _is_no_address(value, key, inputs):
+            found.append(f"{where} {_NO_ADDRESS}")
+
+    look(arguments, "", "arguments")
+    return found
 
 
 def schema_of(given: Any) -> Mapping[str, Any]:
@@ -79,13 +105,18 @@ def _converted(value: Any, key: str, where: str, inputs: MediaInputs) -> Any:
         return {name: _converted(item, name, f"{where}.{name}", inputs) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_converted(item, key, f"{where}[{index}]", inputs) for index, item in enumerate(value)]
+    if _is_no_address(value, key, inputs):
+        raise _refused(where, _NO_ADDRESS)
     if not isinstance(value, str) or not inputs.taken_by(key) or value.startswith(_SENT_AS_IT_IS):
         return value
-    if "://" in value:
-        return _file(value, where, inputs)
-    if inputs.bare:
-        return value
-    raise _refused(where, "is neither an address on the web nor one in storage, such as file:///… or s3://…")
+    return _file(value, where, inputs) if "://" in value else value
+
+
+def _is_no_address(value: Any, key: str, inputs: MediaInputs) -> bool:
+    """Whether a text stands where a file is taken and leads to none; where bare files are taken, any text may be one."""
+    if not isinstance(value, str) or inputs.bare or not inputs.taken_by(key):
+        return False
+    return "://" not in value and not value.startswith(_SENT_AS_IT_IS)
 
 
 def _file(address: str, where: str, inputs: MediaInputs) -> str:

@@ -419,6 +419,15 @@ def test_a_result_in_a_reply_is_not_lost_if_storage_refuses_its_first_record(
         ([{"arguments": {}, "model": "http://x"}], "is an address"),
         ([{"arguments": {"x": float("nan")}}], "arguments.x"),
         ([{"arguments": {}, "when": object()}], "metadata"),
+        ([{"arguments": {}, "score": float("nan")}], "metadata"),
+        ([{"arguments": {}, "note": "half a pair \ud83d"}], "metadata"),
+        ([{"arguments": {"prompt": "half a pair \ud83d"}}], "its arguments"),
+        ([{"key": "half a pair \ud83d", "arguments": {}}], "its key"),
+        ([{"arguments": {"image_url": "cat.png"}}], r"row 0: arguments\.image_url is neither"),
+        (
+            [{"key": "a", "arguments": {"shots": [{"ref_urls": ["data:,", "cat.png"]}]}}],
+            r"'a'\): arguments\.shots\[0\]\.ref_urls\[1\] is neither",
+        ),
         ("file:///nowhere/rows.jsonl", "cannot be read"),
     ],
 )
@@ -441,6 +450,29 @@ def test_all_wrong_rows_are_named_at_once(start: Start, blocking: New) -> None:
         blocking(requests=rows).run()
     assert all(name in str(raised.value) for name in ("'one'", "'two'", "row 4"))
     assert emulator.requests() == []
+
+
+def test_of_many_wrong_rows_the_error_names_some_and_the_log_all_the_others(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(FalBatchOperator, "_say", lambda self, line: said.append(line))
+    start()
+    rows = [{"key": f"k{n}", "arguments": {"image_url": "cat.png"}} for n in range(50)]
+    with pytest.raises(
+        FalInputError, match=r"50 problems in 50 rows.*and 30 more, which the log names"
+    ) as raised:
+        blocking(requests=rows).run()
+    told = f"{raised.value} {said}"
+    assert [n for n in range(50) if f"'k{n}'" not in told] == []
+    assert len(str(raised.value)) < 4000
+
+
+def test_a_dry_run_refuses_the_rows_that_a_run_would_refuse(start: Start, blocking: New) -> None:
+    start()
+    rows = [{"arguments": {"image_url": "cat.png"}}, {"arguments": 7}]
+    with pytest.raises(FalInputError, match="2 problems in 2 rows"):
+        blocking(requests=rows).run(dry_run=True)
 
 
 def test_arguments_that_do_not_fit_the_schema_are_named_by_row_before_anything_is_posted(

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_uniapi_fal.batch.accounting import (
     carried_over,
     count_row,
+    differs,
     failure_of,
     manifest_row,
     shortfall,
@@ -141,7 +142,9 @@ class Night:
         )
         for remark, rows in remarks.items():
             self.say(f"{remark} ({rows} rows)")
-        self.earlier = _landed_before(self.settings.skip_existing)
+        earlier = _landed_before(self.settings.skip_existing)
+        self.earlier = {row.key: earlier[row.key] for row in self.rows if row.key in earlier}
+        self._look_at_changed_rows()
         count = len(self.to_make)
         if self.settings.max_jobs is not None and count > self.settings.max_jobs:
             raise error_of(
@@ -150,6 +153,38 @@ class Night:
                     "Nothing was submitted. Look at the table, or raise max_jobs.",
                 )
             )
+
+    def _look_at_changed_rows(self) -> None:
+        """Do with rows that ask for something else than what the earlier manifests have of them as the policy says."""
+        changed = [row for row in self.rows if row.key in self.earlier]
+        changed = [row for row in changed if differs(row, self.earlier[row.key])]
+        if self.policy.on_changed_arguments == "resubmit":
+            for row in changed:
+                del self.earlier[row.key]
+        elif self.policy.on_changed_arguments == "fail" and changed:
+            problems = [
+                f"row {row.key!r} asks for something else than what made its media" for row in changed
+            ]
+            raise error_of(
+                bad_input(
+                    f"skip_existing: {named(problems, self.say)}.",
+                    "Nothing was submitted. Put these rows back as they were, or give them keys of their own.",
+                )
+            )
+        else:
+            self._warn(
+                f"Row {row.key!r} asks for something else than what made its media in the earlier manifest: its line "
+                "is carried over as it is; on_changed_arguments decides this."
+                for row in changed
+            )
+
+    def _warn(self, lines: Iterable[str]) -> None:
+        """Say some of many lines of one kind, and count the others."""
+        told = list(lines)
+        for line in told[:MAX_NAMED]:
+            self.say(line)
+        if len(told) > MAX_NAMED:
+            self.say(f"There are {len(told) - MAX_NAMED} more rows of which this is to be said.")
 
     def _with_the_fate_of_jobs(self, failure: Failure) -> Failure:
         """
@@ -221,10 +256,7 @@ class Night:
         """
         while True:
             made = self._planned(journal.rows)
-            for line in made.warnings[:MAX_NAMED]:
-                self.say(line)
-            if len(made.warnings) > MAX_NAMED:
-                self.say(f"There are {len(made.warnings) - MAX_NAMED} more rows of which this is to be said.")
+            self._warn(made.warnings)
             self.say(
                 f"{len(self.rows)} rows: {len(made.post)} to submit, {len(made.watch)} to watch, "
                 f"{len(made.land)} to land, {len(self.rows) - len(self.to_make)} in earlier manifests."
@@ -279,7 +311,7 @@ class Night:
 
     def _account(self, states: Mapping[str, RowState]) -> tuple[ManifestRow, ...]:
         return tuple(
-            carried_over(row, self.earlier[row.key])
+            carried_over(row, self.earlier[row.key], with_arguments=self.settings.with_arguments)
             if row.key in self.earlier
             else manifest_row(row, states.get(row.key), with_arguments=self.settings.with_arguments)
             for row in self.rows

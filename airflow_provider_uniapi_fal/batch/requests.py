@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections import Counter
@@ -60,6 +61,12 @@ class Row:
         """Hash of what is asked for."""
         model = dialect_named(self.dialect).model_id(self.model)
         return fingerprint(model, self.arguments, self.fal_conn_id, dialect=self.dialect)
+
+    @cached_property
+    def arguments_sha256(self) -> str:
+        """Hash of the arguments, as the manifest has it."""
+        text = json.dumps(self.arguments, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
 def read_rows(requests: object, *, conn_id: str | None = None) -> list[Mapping[str, Any]]:

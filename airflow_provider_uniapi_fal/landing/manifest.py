@@ -29,6 +29,10 @@ if TYPE_CHECKING:
 
 MANIFEST_VERSION = 1
 
+#: Whole numbers that pandas and DuckDB read. Beyond them pandas reads no line of a file, and DuckDB rounds, so that
+#: a seed from there is written as a text.
+_TYPED = range(-(2**63), 2**64)
+
 #: What became of a request; each row has exactly one.
 OUTCOMES = (
     "succeeded",
@@ -115,9 +119,11 @@ class ManifestRow:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
+        seed = self.seed if self.seed is None or self.seed in _TYPED else str(self.seed)
         return {
             "schema_version": MANIFEST_VERSION,
             **asdict(self),
+            "seed": seed,
             "files": [f.to_json() for f in self.files],
         }
 
@@ -130,10 +136,11 @@ class ManifestRow:
         """
         try:
             known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
-            error = known.get("error")
+            error, seed = known.get("error"), known.get("seed")
             return cls(
                 **{
                     **known,
+                    "seed": int(seed) if isinstance(seed, str) else seed,
                     "error": None if error is None else RowError(**error),
                     "files": tuple(LandedFile.from_json(file) for file in known.get("files") or ()),
                 }

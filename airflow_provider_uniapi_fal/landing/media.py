@@ -341,7 +341,8 @@ class Lander:
             raise MediaError("it is a picture of more pixels than any model makes") from error
         except ValueError as error:
             raise MediaError(str(error)) from error
-        width, height = measures.width or file.width or 0, measures.height or file.height or 0
+        # Of a side that nobody knows: the other one alone must not be beyond the limit, either.
+        width, height = measures.width or file.width or 1, measures.height or file.height or 1
         if width * height > self._limits.max_pixels:
             raise MediaError(
                 f"it has {width} x {height} pixels; at most {self._limits.max_pixels} are allowed"

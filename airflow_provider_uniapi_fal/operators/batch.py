@@ -105,8 +105,9 @@ class FalBatchOperator(BaseOperator):
         are landed either way
     :param on_unknown_submit: what the next try does about a submit of unknown outcome: ``fail`` (default) leaves it,
         ``resubmit`` may pay twice
-    :param on_changed_arguments: what a try does about a row of which a previous try submitted something else:
-        ``reattach`` (default, with a warning), ``fail`` or ``resubmit``, which pays for both
+    :param on_changed_arguments: what a try does about a row of which a previous try, or an earlier manifest in
+        ``skip_existing``, has something else than it asks for: ``reattach`` (default) keeps that, with a warning,
+        ``fail`` refuses, ``resubmit`` pays for both
     :param on_clear: what a clear makes: ``missing`` (default) rows without success only, ``all`` every row again
     :param deferrable: True (default) waits in the triggerer without a worker; False waits in the worker; None asks
         Airflow's ``[operators] default_deferrable``

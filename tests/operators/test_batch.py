@@ -17,6 +17,7 @@ from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from botocore.exceptions import EndpointConnectionError  # type: ignore[import-untyped]
 
 from airflow_provider_uniapi_fal.batch import night, session
+from airflow_provider_uniapi_fal.batch.accounting import shortfall
 from airflow_provider_uniapi_fal.exceptions import (
     FalBalanceError,
     FalContentRefused,
@@ -30,7 +31,7 @@ from airflow_provider_uniapi_fal.exceptions import (
 from airflow_provider_uniapi_fal.hooks import fal as hooks
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.landing import media, storage
-from airflow_provider_uniapi_fal.landing.manifest import Manifest, write_manifest
+from airflow_provider_uniapi_fal.landing.manifest import Manifest, ManifestRow, write_manifest
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.rows import Step
 from airflow_provider_uniapi_fal.ledger.task_state import BATCH_KEY
@@ -261,6 +262,63 @@ def test_rows_of_an_earlier_manifest_are_not_posted_but_carried_over(start: Star
     rows = second.manifest()
     assert rows["row-000"] == {**earlier["row-000"], "posts": 0, "tries": 0}
     assert rows["row-001"]["posts"] == 1
+
+
+def test_a_line_that_is_carried_over_has_the_arguments_only_if_asked(start: Start, tmp_path: Path) -> None:
+    start()
+
+    def tonight(name: str, earlier: str | None, **options: Any) -> BatchTask:
+        task = BatchTask(
+            f"file://{tmp_path}/{name}",
+            requests=table(1),
+            skip_existing=None if earlier is None else f"file://{tmp_path}/{earlier}/manifest.jsonl",
+            run_id=name,
+            **{**MODES["blocking"], **options},
+        )
+        task.run()
+        return task
+
+    asked = table(1)[0]["arguments"]
+    assert tonight("told", None, include_arguments=True).manifest()["row-000"]["arguments"] == asked
+    assert tonight("untold", "told").manifest()["row-000"]["arguments"] is None
+    told_again = tonight("told again", "untold", include_arguments=True)
+    assert told_again.manifest()["row-000"]["arguments"] == asked
+
+
+@pytest.mark.parametrize(("policy", "more"), [("reattach", 0), ("resubmit", 1), ("fail", 0)])
+def test_a_row_that_asks_for_something_else_than_an_earlier_manifest_has_follows_the_policy(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch, policy: str, more: int
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(FalBatchOperator, "_say", lambda self, line: said.append(line))
+    emulator = start()
+    first = blocking()
+    first.run()
+    earlier = first.manifest()
+    rows = table(3)
+    rows[1]["arguments"]["prompt"] = "something else"
+    second = BatchTask(
+        f"{first.place}-2",
+        requests=rows,
+        skip_existing=f"{first.place}/manifest.jsonl",
+        on_changed_arguments=policy,
+        include_arguments=True,
+        **MODES["blocking"],
+    )
+    said.clear()
+    if policy == "fail":
+        with pytest.raises(FalInputError, match="skip_existing: row 'row-001' asks for something else"):
+            second.run()
+    else:
+        assert counts(second.run()) == {"asked": 3, "succeeded": 3}
+        made = second.manifest()
+        assert made["row-000"]["arguments"] == rows[0]["arguments"]
+        kept = made["row-001"]["arguments_sha256"] == earlier["row-001"]["arguments_sha256"]
+        assert kept is (policy == "reattach")
+        # Nobody can tell the prompt from its hash; the new one did not make the picture.
+        assert made["row-001"]["arguments"] == (None if kept else rows[1]["arguments"])
+    assert posts(emulator) == 3 + more
+    assert any("Row 'row-001' asks for something else" in line for line in said) is (policy == "reattach")
 
 
 def test_files_named_as_inputs_are_sent_and_one_that_is_missing_harms_no_other(
@@ -795,6 +853,36 @@ def test_the_task_fails_below_the_ratio_of_successes_that_was_asked_for(
             task.run()
     else:
         assert counts(task.run()) == {"asked": 3, "succeeded": 2, "refused": 1}
+
+
+def test_a_ratio_is_taken_as_it_is_written() -> None:
+    """As binary numbers, 0.55 times 100 is more than 55; and two thirds have no end."""
+
+    def enough(successes: int, rows: int, ratio: float) -> bool:
+        made = [
+            ManifestRow(
+                key=str(n),
+                index=n,
+                model=MODEL,
+                dialect="fal",
+                fal_conn_id="fal_default",
+                outcome="succeeded" if n < successes else "missing",
+                arguments_sha256=None,
+            )
+            for n in range(rows)
+        ]
+        policy = {"on_flagged": "keep", "on_unknown_submit": "fail"}
+        return shortfall(made, [], min_success_ratio=ratio, stopped=None, **policy) is None
+
+    for successes, rows, ratio in (
+        (55, 100, 0.55),
+        (7, 25, 0.28),
+        (3, 10, 0.1 + 0.2),
+        (2, 3, 2 / 3),
+        (0, 5, 0),
+    ):
+        assert enough(successes, rows, ratio), ratio
+        assert not enough(successes - 1, rows, ratio) or successes == 0, ratio
 
 
 FAIL_FAST: dict[str, tuple[dict[str, Any], str, type[FalError], bool]] = {

@@ -171,9 +171,7 @@ def _row(
     ]
     # What cannot be written into the manifest must be known before anything is paid for.
     parts = {"key": key, "arguments": arguments, "metadata": metadata}
-    problems += [
-        f"{where}: its {name} has no form in JSON" for name, part in parts.items() if not _in_json(part)
-    ]
+    problems += [f"{where}: {wrong}" for name, part in parts.items() if (wrong := _unwritable(name, part))]
     if problems:
         return None, problems
     row = Row(
@@ -189,13 +187,15 @@ def _row(
     return row, []
 
 
-def _in_json(value: Any) -> bool:
-    """Whether a value can be written as JSON that others can read: no NaN, and no half of a pair of surrogates."""
+def _unwritable(name: str, value: Any) -> str | None:
+    """Return what keeps a part of a row from being written as JSON that others can read, or None."""
     try:
         json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return f"half of a surrogate pair is in its {name}"
     except (TypeError, ValueError):
-        return False
-    return True
+        return f"its {name} has no form in JSON"
+    return None
 
 
 def _read_file(where: str | ObjectStoragePath, conn_id: str | None) -> list[Mapping[str, Any]]:

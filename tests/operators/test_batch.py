@@ -478,9 +478,9 @@ def test_a_result_in_a_reply_is_not_lost_if_storage_refuses_its_first_record(
         ([{"arguments": {"x": float("nan")}}], "arguments.x"),
         ([{"arguments": {}, "when": object()}], "metadata"),
         ([{"arguments": {}, "score": float("nan")}], "metadata"),
-        ([{"arguments": {}, "note": "half a pair \ud83d"}], "metadata"),
-        ([{"arguments": {"prompt": "half a pair \ud83d"}}], "its arguments"),
-        ([{"key": "half a pair \ud83d", "arguments": {}}], "its key"),
+        ([{"arguments": {}, "note": "half a pair \ud83d"}], "half of a surrogate pair is in its metadata"),
+        ([{"arguments": {"prompt": "half a pair \ud83d"}}], "half of a surrogate pair is in"),
+        ([{"key": "half a pair \ud83d", "arguments": {}}], "half of a surrogate pair is in its key"),
         ([{"arguments": {"image_url": "cat.png"}}], r"row 0: arguments\.image_url is neither"),
         (
             [{"key": "a", "arguments": {"shots": [{"ref_urls": ["data:,", "cat.png"]}]}}],

@@ -57,7 +57,7 @@ GATHER_SECONDS = 0.25
 #: Results too long for the journal that are in memory at once.
 LONG_RESULTS = 2
 
-#: Seconds that the posts under way are given when the work is broken off.
+#: Seconds that the posts under way are given when the work is broken off, and as many as a reply may take besides.
 LAST_WAVE_SECONDS = 30.0
 
 #: Seconds between two lines about how far the batch is.
@@ -158,6 +158,7 @@ class Session:
             self._watching = Watching(hub, self._watch, self._try)
             stack.push_async_callback(self._watching.close)
             account = await self._hook.aaccount()
+            self._reply_seconds = account.connect_timeout + account.read_timeout
             # Held for as long as the session lasts, so that not each submit opens a pool of its own.
             await stack.enter_async_context(self._hook.pool())
             self._lander = await stack.enter_async_context(
@@ -219,7 +220,7 @@ class Session:
                 # A post that is cut off is one whose outcome nobody knows: those under way may come to their end.
                 self._interrupted = True
                 self._room.set()
-                await asyncio.wait({posting}, timeout=LAST_WAVE_SECONDS)
+                await asyncio.wait({posting}, timeout=LAST_WAVE_SECONDS + self._reply_seconds)
             for future in (posting, *others.values()):
                 future.cancel()
             await asyncio.gather(posting, *others.values(), return_exceptions=True)

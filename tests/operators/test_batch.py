@@ -1175,6 +1175,28 @@ def test_a_landing_that_breaks_lets_the_others_be_written_down(
     assert posts(emulator) == 4
 
 
+def test_a_landing_that_breaks_cuts_off_no_post_that_was_sent(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "WAVE", 2)
+    monkeypatch.setattr(session, "LAST_WAVE_SECONDS", 0.0)
+    emulator = start(faults=[f"slow on=submit match={n} seconds=3" for n in ("002", "003")])
+    task = blocking(requests=table(6))
+
+    async def broken(self: media.Lander, *args: Any, **more: Any) -> Any:
+        raise RuntimeError("a defect")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media.Lander, "attempt", broken)
+        with pytest.raises(RuntimeError, match="a defect"):
+            task.run()
+    steps = [state.step for state in journal_of(task).rows.values()]
+    assert Step.INTENT not in steps
+    assert len(steps) - steps.count(Step.NOT_TAKEN) == posts(emulator)
+    assert counts(task.next_try().run()) == {"asked": 6, "succeeded": 6}
+    assert posts(emulator) == 6
+
+
 # --- kills --------------------------------------------------------------------------------------------------
 
 

@@ -446,7 +446,7 @@ class Session:
         if failure.kind not in _NO_OTHER:
             # It may have other addresses when it answers: the file is not to be given up.
             refused = replace(refused, kind=FailureKind.PROTOCOL)
-        elif state.step is Step.UNLANDED:
+        elif state.entry.failure is not None and state.entry.failure.http_status == refused.http_status:
             # What two tries were refused and nobody has another address of is lost; so a clear can make it anew.
             refused = replace(refused, kind=FailureKind.RESULT_EXPIRED)
         return self._landed(key, result, replace(landing, error=error_of(refused)))

@@ -142,8 +142,7 @@ class Night:
         )
         for remark, rows in remarks.items():
             self.say(f"{remark} ({rows} rows)")
-        earlier = _landed_before(self.settings.skip_existing)
-        self.earlier = {row.key: earlier[row.key] for row in self.rows if row.key in earlier}
+        self.earlier = _landed_before(self.settings.skip_existing)
         self._look_at_changed_rows()
         count = len(self.to_make)
         if self.settings.max_jobs is not None and count > self.settings.max_jobs:

@@ -28,10 +28,10 @@ test: $(INSTALLED) ## Run all tests but the slow and the long ones
 	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not system and not packaging and not long"
 	@$(BIN)/python -m pytest -m "(system or packaging) and not slow and not long"
 
-slow: $(INSTALLED) ## Run the slower tests that CI runs as well: every vendor, the morning, the command line, a short chaos
+slow: $(INSTALLED) ## Run the slower tests that CI runs as well: every vendor, the morning, lost workers, the command line, a short chaos
 	@$(BIN)/python -m pytest -m "slow and not long"
 
-long: $(INSTALLED) chromium ## Run the long tests: the matrix of faults, lost workers, short jobs, the browser
+long: $(INSTALLED) chromium ## Run the long tests: the matrix of faults, short jobs, the browser
 	@$(BIN)/python -m pytest -m long
 
 faults: $(INSTALLED) ## Of these, the matrix of faults, beside the short chaos: ten minutes or more

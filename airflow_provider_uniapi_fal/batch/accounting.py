@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import TYPE_CHECKING
 
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.landing.files import LandedFile
 from airflow_provider_uniapi_fal.landing.manifest import OUTCOMES, ManifestRow, RowError
 from airflow_provider_uniapi_fal.ledger.rows import NOWHERE, Entry, RowState, Step
+from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, unknown_outcome
 
 if TYPE_CHECKING:
@@ -55,7 +55,6 @@ def failure_of(state: RowState | None) -> Failure | None:
 
 def manifest_row(row: Row, state: RowState | None, *, with_arguments: bool) -> ManifestRow:
     """Return the line of the manifest for a row."""
-    text = json.dumps(row.arguments, sort_keys=True, ensure_ascii=False)
     made = ManifestRow(
         key=row.key,
         index=row.index,
@@ -63,7 +62,7 @@ def manifest_row(row: Row, state: RowState | None, *, with_arguments: bool) -> M
         dialect=row.dialect,
         fal_conn_id=row.fal_conn_id,
         outcome=outcome_of(state),
-        arguments_sha256=hashlib.sha256(text.encode()).hexdigest(),
+        arguments_sha256=row.arguments_sha256,
         arguments=row.arguments if with_arguments else None,
         metadata=row.metadata,
     )
@@ -105,9 +104,31 @@ def count_row(state: RowState) -> None:
         )
 
 
-def carried_over(row: Row, earlier: ManifestRow) -> ManifestRow:
-    """Return the line for a row that an earlier manifest has already: its files, and no post of this batch."""
-    return replace(earlier, key=row.key, index=row.index, metadata=row.metadata, posts=0, tries=0)
+def carried_over(row: Row, earlier: ManifestRow, *, with_arguments: bool) -> ManifestRow:
+    """
+    Return the line for a row that an earlier manifest has already: its files, and no post of this batch.
+
+    Its hash is that of the arguments that made the files, and so are the arguments, where they are known and wanted.
+    """
+    known = earlier.arguments
+    if known is None and not differs(row, earlier):
+        known = row.arguments
+    return replace(
+        earlier,
+        key=row.key,
+        index=row.index,
+        arguments=known if with_arguments else None,
+        metadata=row.metadata,
+        posts=0,
+        tries=0,
+    )
+
+
+def differs(row: Row, earlier: ManifestRow) -> bool:
+    """Whether a row asks for something else than what an earlier manifest has of it; False if that is not known."""
+    asked, made = (dialect_named(each.dialect).model_id(each.model) for each in (row, earlier))
+    known = earlier.arguments_sha256
+    return asked != made or (known is not None and known != row.arguments_sha256)
 
 
 def shortfall(
@@ -130,7 +151,9 @@ def shortfall(
     good = {"succeeded", "flagged"} if on_flagged == "keep" else {"succeeded"}
     counts = Counter(row.outcome for row in rows)
     successes = sum(counts[outcome] for outcome in good)
-    if not rows or successes >= min_success_ratio * len(rows):
+    # As the user has written it: as binary numbers, 0.55 times 100 is more than 55.
+    needed = Fraction(min_success_ratio).limit_denominator(1_000_000) * len(rows)
+    if successes >= needed:
         return None
     kinds = Counter(failure.kind for failure in failures)
     hopeless = _NO_RETRY - (
@@ -138,7 +161,9 @@ def shortfall(
     )
     helped = [failure for failure in failures if failure.transient or failure.kind not in hopeless]
     may_help = [f for f in helped if not (f.kind is FailureKind.JOB_FAILED and not f.transient)]
-    never_sent = counts["missing"] > 0 and not (stopped is not None and stopped.kind in _NO_RETRY)
+    # What a failed row has held up (its kind is that of a failed job) goes out if the retry can mend that row.
+    held_up = stopped is not None and stopped.kind in {*_NO_RETRY, FailureKind.JOB_FAILED}
+    never_sent = counts["missing"] > 0 and not held_up
     kind: FailureKind
     if stopped is not None and stopped.kind in (FailureKind.AUTH, FailureKind.BALANCE):
         kind = stopped.kind

@@ -5,22 +5,24 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_uniapi_fal.batch.accounting import (
     carried_over,
     count_row,
+    differs,
     failure_of,
     manifest_row,
     shortfall,
 )
-from airflow_provider_uniapi_fal.batch.planning import Plan, plan
-from airflow_provider_uniapi_fal.batch.requests import MAX_NAMED, Row, checked_rows, read_rows
+from airflow_provider_uniapi_fal.batch.planning import OWED, Plan, plan
+from airflow_provider_uniapi_fal.batch.requests import MAX_NAMED, Row, checked_rows, named, read_rows
 from airflow_provider_uniapi_fal.batch.session import Session, SessionSettings
 from airflow_provider_uniapi_fal.exceptions import FalError, FalResultExpired, error_of
+from airflow_provider_uniapi_fal.landing.inputs import schema_of, unread
 from airflow_provider_uniapi_fal.landing.manifest import (
     Manifest,
     ManifestRow,
@@ -66,7 +68,8 @@ class NightSettings:
     :param with_arguments: put the arguments, prompts and all, into the manifest
     :param min_success_ratio: share of the rows that must be a success
     :param on_flagged: ``keep`` counts a flagged row as a success, ``fail`` does not
-    :param schema: JSON Schema for the arguments of rows that name no model
+    :param schema: JSON Schema for the arguments of rows that name no model, in a form that
+        :func:`~airflow_provider_uniapi_fal.landing.inputs.schema_of` takes
     """
 
     destination: ObjectStoragePath
@@ -78,7 +81,7 @@ class NightSettings:
     with_arguments: bool = False
     min_success_ratio: float = 1.0
     on_flagged: str = "keep"
-    schema: Mapping[str, Any] | None = None
+    schema: Any = None
 
 
 @dataclass
@@ -118,18 +121,27 @@ class Night:
 
     def read(self, requests: object, *, conn_id: str | None, model: str | None, dialect: str) -> None:
         """
-        Read and check the table.
+        Read and check the table, and the earlier manifests.
 
-        :raises FalInputError: if anything in it is wrong, naming all of it; nothing was submitted
+        :raises FalInputError: if anything in it is wrong, naming all of it; nothing was submitted by this try
+        :raises FalProtocolError: if storage does not give it now; nothing was submitted by this try
         """
+        try:
+            self._read(requests, conn_id=conn_id, model=model, dialect=dialect)
+        except FalError as error:
+            raise error_of(self._with_the_fate_of_jobs(error.failure)) from error
+
+    def _read(self, requests: object, *, conn_id: str | None, model: str | None, dialect: str) -> None:
         given = read_rows(requests, conn_id=conn_id)
+        schema = self.settings.schema
         self.rows = checked_rows(
             given,
             self.hook,
             model=model,
             dialect=dialect,
-            schema=self.settings.schema,
+            schema=None if schema is None else schema_of(schema),
             check_name=lambda row: self.names_of(row, None).check(),
+            say=self.say,
         )
         remarks = Counter(
             remark
@@ -139,6 +151,7 @@ class Night:
         for remark, rows in remarks.items():
             self.say(f"{remark} ({rows} rows)")
         self.earlier = _landed_before(self.settings.skip_existing)
+        self._look_at_changed_rows()
         count = len(self.to_make)
         if self.settings.max_jobs is not None and count > self.settings.max_jobs:
             raise error_of(
@@ -147,6 +160,62 @@ class Night:
                     "Nothing was submitted. Look at the table, or raise max_jobs.",
                 )
             )
+
+    def _look_at_changed_rows(self) -> None:
+        """Do with rows that ask for something else than what the earlier manifests have of them as the policy says."""
+        changed = [row for row in self.rows if row.key in self.earlier]
+        changed = [row for row in changed if differs(row, self.earlier[row.key])]
+        if self.policy.on_changed_arguments == "resubmit":
+            for row in changed:
+                del self.earlier[row.key]
+        elif self.policy.on_changed_arguments == "fail" and changed:
+            problems = [
+                f"row {row.key!r} asks for something else than what made its media" for row in changed
+            ]
+            raise error_of(
+                bad_input(
+                    f"skip_existing: {named(problems, self.say)}.",
+                    "Nothing was submitted. Put these rows back as they were, or give them keys of their own.",
+                )
+            )
+        else:
+            self._warn(
+                f"Row {row.key!r} asks for something else than what made its media in the earlier manifest: its line "
+                "is carried over as it is; on_changed_arguments decides this."
+                for row in changed
+            )
+
+    def _warn(self, lines: Iterable[str]) -> None:
+        """Say some of many lines of one kind, and count the others."""
+        told = list(lines)
+        for line in told[:MAX_NAMED]:
+            self.say(line)
+        if len(told) > MAX_NAMED:
+            self.say(f"There are {len(told) - MAX_NAMED} more rows of which this is to be said.")
+
+    def _with_the_fate_of_jobs(self, failure: Failure) -> Failure:
+        """
+        Return what keeps a try from beginning, with what it means for the jobs of the tries before it.
+
+        A task reads its table again each time that it wakes: it may go wrong when all is paid for.
+        """
+        try:
+            states = Journal.reading(self.folder).rows.values()
+            jobs = sum(state.posts > 0 for state in states)
+            live = any(state.step in OWED for state in states)
+        except Exception:  # noqa: BLE001 - the journal is not to be had: then nobody knows, and that is said
+            jobs, live = -1, True
+        if not jobs:
+            return failure
+        known = f"{jobs} rows were" if jobs > 0 else "Rows may have been"
+        return replace(
+            failure,
+            billed="maybe",
+            may_run=live,
+            retry_does="takes up what was submitted, once this can be read and is right again.",
+            advice=f"Nothing was submitted now. {known} submitted before: their jobs are not affected, and the journal "
+            f"at {self.folder} keeps them.",
+        )
 
     def names_of(self, row: Row, result: JobResult | None) -> Names:
         """Return how the files of a row are called."""
@@ -194,10 +263,7 @@ class Night:
         """
         while True:
             made = self._planned(journal.rows)
-            for line in made.warnings[:MAX_NAMED]:
-                self.say(line)
-            if len(made.warnings) > MAX_NAMED:
-                self.say(f"There are {len(made.warnings) - MAX_NAMED} more rows of which this is to be said.")
+            self._warn(made.warnings)
             self.say(
                 f"{len(self.rows)} rows: {len(made.post)} to submit, {len(made.watch)} to watch, "
                 f"{len(made.land)} to land, {len(self.rows) - len(self.to_make)} in earlier manifests."
@@ -252,7 +318,7 @@ class Night:
 
     def _account(self, states: Mapping[str, RowState]) -> tuple[ManifestRow, ...]:
         return tuple(
-            carried_over(row, self.earlier[row.key])
+            carried_over(row, self.earlier[row.key], with_arguments=self.settings.with_arguments)
             if row.key in self.earlier
             else manifest_row(row, states.get(row.key), with_arguments=self.settings.with_arguments)
             for row in self.rows
@@ -262,7 +328,7 @@ class Night:
         self._look_for(states)
         made = plan(list(self.to_make.values()), states, self.this_try, self.policy, self._seen)
         if made.problems:
-            listed = "; ".join(made.problems[:MAX_NAMED])
+            listed = named(made.problems, self.say)
             raise error_of(
                 bad_input(
                     f"requests: the table does not fit to what was submitted: {listed}.",
@@ -329,11 +395,8 @@ def _landed_before(paths: Sequence[ObjectStoragePath]) -> dict[str, ManifestRow]
     for path in paths:
         try:
             manifest = read_manifest(path)
-        except (OSError, ValueError, KeyError) as error:
-            raise error_of(
-                bad_input(
-                    f"skip_existing: {path} cannot be read as a manifest ({type(error).__name__}: {error})."
-                )
-            ) from error
+        except Exception as error:
+            why = f"{path} cannot be read as a manifest ({type(error).__name__}: {error})"
+            raise unread("skip_existing:", why, error) from error
         found.update({row.key: row for row in manifest.rows if row.files and row.error is None})
     return found

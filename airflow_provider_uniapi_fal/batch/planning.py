@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.ledger.record import Seen
 
 #: Steps in which something of a row is still owed: a job that may run, or a result that is paid for.
-_OWED = {Step.INTENT, Step.SUBMITTED, Step.OUT_OF_SIGHT, Step.SUCCEEDED, Step.UNLANDED}
+OWED = {Step.INTENT, Step.SUBMITTED, Step.OUT_OF_SIGHT, Step.SUCCEEDED, Step.UNLANDED}
 
 
 @dataclass
@@ -76,7 +76,7 @@ def plan(
     for key, state in states.items():
         if key in known:
             continue
-        if state.step in _OWED:
+        if state.step in OWED:
             made.problems.append(f"row {key!r}: it is in the table no more, but a job was submitted for it")
         elif state.step is Step.DELIVERED:
             made.warnings.append(f"Row {key!r} was landed by an earlier try, but is in the table no more.")

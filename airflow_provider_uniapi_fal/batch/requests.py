@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 from collections import Counter
@@ -15,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.exceptions import FalInputError, error_of
+from airflow_provider_uniapi_fal.landing.inputs import input_problems, unread
 from airflow_provider_uniapi_fal.ledger.record import fingerprint
-from airflow_provider_uniapi_fal.protocol.arguments import schema_problems
+from airflow_provider_uniapi_fal.protocol.arguments import as_json, schema_problems
 from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS, dialect_named
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 
@@ -29,7 +31,7 @@ FIELDS = ("key", "model", "dialect", "arguments")
 #: Files of rows, by their suffix.
 FILES = (".jsonl", ".ndjson", ".csv", ".parquet")
 
-#: So many rows are named in an error or in the log; the others are counted.
+#: So many rows are named in an error, and so many warned of in the log.
 MAX_NAMED = 20
 
 
@@ -60,6 +62,12 @@ class Row:
         model = dialect_named(self.dialect).model_id(self.model)
         return fingerprint(model, self.arguments, self.fal_conn_id, dialect=self.dialect)
 
+    @cached_property
+    def arguments_sha256(self) -> str:
+        """Hash of the arguments, as the manifest has it."""
+        text = json.dumps(self.arguments, sort_keys=True, ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
+
 
 def read_rows(requests: object, *, conn_id: str | None = None) -> list[Mapping[str, Any]]:
     """
@@ -68,7 +76,8 @@ def read_rows(requests: object, *, conn_id: str | None = None) -> list[Mapping[s
     :param requests: a list of mappings, or the path of a file: JSON Lines (``.jsonl``, ``.ndjson``), CSV
         (``.csv``) or Parquet (``.parquet``)
     :param conn_id: Airflow connection of the storage
-    :raises FalInputError: if it is neither, or cannot be read; nothing was submitted
+    :raises FalInputError: if it is neither, or no table; nothing was submitted
+    :raises FalProtocolError: if storage does not give it now; nothing was submitted
     """
     if isinstance(requests, (str, ObjectStoragePath)):
         return _read_file(requests, conn_id)
@@ -85,6 +94,7 @@ def checked_rows(
     dialect: str = "fal",
     schema: Mapping[str, Any] | None = None,
     check_name: Callable[[Row], None],
+    say: Callable[[str], None],
 ) -> list[Row]:
     """
     Return the rows of a batch, or name all wrong ones at once.
@@ -93,6 +103,7 @@ def checked_rows(
     :param dialect: for rows that name none
     :param schema: JSON Schema for the arguments of rows that name no model
     :param check_name: raises if the files of a row cannot be named
+    :param say: takes each line for the log, which names those wrong ones that are too many for an error
     :raises FalInputError: if any row is wrong; nothing was submitted
     """
     good: list[Row] = []
@@ -111,15 +122,26 @@ def checked_rows(
     twice = [key for key, count in Counter(row.key for row in good).items() if count > 1]
     problems += [f"row {key!r}: the key is there more than once" for key in twice]
     if problems:
-        more = f"; and {len(problems) - MAX_NAMED} more" if len(problems) > MAX_NAMED else ""
-        listed = "; ".join(problems[:MAX_NAMED])
         raise error_of(
             bad_input(
-                f"requests: {len(problems)} problems in {len(rows)} rows: {listed}{more}.",
+                f"requests: {len(problems)} problems in {len(rows)} rows: {named(problems, say)}.",
                 "Nothing was submitted. Correct these rows.",
             )
         )
     return good
+
+
+def named(problems: Sequence[str], say: Callable[[str], None]) -> str:
+    """
+    Return problems as one text for an error: some of many, while the log is told all the others.
+
+    :param say: takes each line for the log
+    """
+    others = problems[MAX_NAMED:]
+    for problem in others:
+        say(f"Also wrong: {problem}.")
+    more = f"; and {len(others)} more, which the log names" if others else ""
+    return "; ".join(problems[:MAX_NAMED]) + more
 
 
 def _row(
@@ -142,22 +164,38 @@ def _row(
         hook.prepare(asked, given["arguments"], dialect=speaks)
     except FalInputError as error:
         return None, [f"{where}: {error.failure.what}"]
+    arguments = as_json(given["arguments"])
     metadata = {str(name): value for name, value in given.items() if name not in FIELDS}
-    try:
-        json.dumps(metadata)
-    except (TypeError, ValueError):
-        return None, [f"{where}: its metadata has no form in JSON"]
+    problems = [
+        f"{where}: {wrong}" for wrong in input_problems(arguments, dialect_named(speaks).media_inputs)
+    ]
+    # What cannot be written into the manifest must be known before anything is paid for.
+    parts = {"key": key, "arguments": arguments, "metadata": metadata}
+    problems += [f"{where}: {wrong}" for name, part in parts.items() if (wrong := _unwritable(name, part))]
+    if problems:
+        return None, problems
     row = Row(
         key=key,
         index=index,
         model=str(asked),
         dialect=speaks,
         fal_conn_id=hook.fal_conn_id,
-        arguments=given["arguments"],
+        arguments=arguments,
         metadata=metadata,
         keyed=named is not None,
     )
     return row, []
+
+
+def _unwritable(name: str, value: Any) -> str | None:
+    """Return what keeps a part of a row from being written as JSON that others can read, or None."""
+    try:
+        json.dumps(value, allow_nan=False, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return f"half of a surrogate pair is in its {name}"
+    except (TypeError, ValueError):
+        return f"its {name} has no form in JSON"
+    return None
 
 
 def _read_file(where: str | ObjectStoragePath, conn_id: str | None) -> list[Mapping[str, Any]]:
@@ -171,10 +209,15 @@ def _read_file(where: str | ObjectStoragePath, conn_id: str | None) -> list[Mapp
         )
     path = ObjectStoragePath(where, conn_id=conn_id) if isinstance(where, str) else where
     try:
+        content = path.read_bytes()
+    except Exception as error:
+        why = f"{path} cannot be read as a table of rows ({type(error).__name__}: {error})"
+        raise unread("requests:", why, error) from error
+    try:
         if suffix == ".parquet":
-            rows = _parquet(path)
+            rows = _parquet(content)
         else:
-            text = path.read_text(encoding="utf-8-sig")
+            text = io.TextIOWrapper(io.BytesIO(content), encoding="utf-8-sig").read()
             rows = _csv(text) if suffix == ".csv" else _json_lines(text)
     except (OSError, ValueError) as error:
         raise error_of(
@@ -225,7 +268,7 @@ def _csv(text: str) -> list[Mapping[str, Any]]:
     return [_from_columns({name: cell for name, cell in row.items() if cell != ""}) for row in rows]
 
 
-def _parquet(path: ObjectStoragePath) -> list[Mapping[str, Any]]:
+def _parquet(content: bytes) -> list[Mapping[str, Any]]:
     try:
         from pyarrow import parquet  # type: ignore[import-untyped]
     except ImportError as error:
@@ -235,8 +278,7 @@ def _parquet(path: ObjectStoragePath) -> list[Mapping[str, Any]]:
                 "pip install 'airflow-provider-uniapi-fal[parquet]'",
             )
         ) from error
-    with path.open("rb") as reader:
-        rows = parquet.read_table(reader).to_pylist()
+    rows = parquet.read_table(io.BytesIO(content)).to_pylist()
     return [_from_columns({name: cell for name, cell in row.items() if cell is not None}) for row in rows]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.ledger.journal import Journal
     from airflow_provider_uniapi_fal.protocol.dialects.base import Submitted
     from airflow_provider_uniapi_fal.protocol.job import JobResult
+    from airflow_provider_uniapi_fal.protocol.messages import HttpRequest
 
 #: Rows of one wave: what a crash can leave unknown at most.
 WAVE = 50
@@ -56,7 +57,7 @@ GATHER_SECONDS = 0.25
 #: Results too long for the journal that are in memory at once.
 LONG_RESULTS = 2
 
-#: Seconds that the posts under way are given when the work is broken off.
+#: Seconds that the posts under way are given when the work is broken off, and as many as a reply may take besides.
 LAST_WAVE_SECONDS = 30.0
 
 #: Seconds between two lines about how far the batch is.
@@ -64,6 +65,9 @@ SAY_EVERY = 30.0
 
 #: What keeps every other submit from being accepted as well, so that no more are sent in this try.
 _STOPS = {FailureKind.AUTH, FailureKind.BALANCE, FailureKind.RATE_LIMITED, FailureKind.PROTOCOL}
+
+#: What the gateway says if it has no (other) addresses of a result: it is kept no longer, or never was.
+_NO_OTHER = {FailureKind.RESULT_EXPIRED, FailureKind.INPUT}
 
 
 @dataclass(frozen=True)
@@ -154,6 +158,7 @@ class Session:
             self._watching = Watching(hub, self._watch, self._try)
             stack.push_async_callback(self._watching.close)
             account = await self._hook.aaccount()
+            self._reply_seconds = account.connect_timeout + account.read_timeout
             # Held for as long as the session lasts, so that not each submit opens a pool of its own.
             await stack.enter_async_context(self._hook.pool())
             self._lander = await stack.enter_async_context(
@@ -163,7 +168,7 @@ class Session:
             await self._learn()
             for state in self._plan.watch:
                 self._watching.add(state)
-            self._stop_after_failures(state.step for state in self._journal.rows.values())
+            self._stop_after_failures(self._left_as_they_are())
             await self._conduct(linger)
             return self._watching.running
 
@@ -215,7 +220,7 @@ class Session:
                 # A post that is cut off is one whose outcome nobody knows: those under way may come to their end.
                 self._interrupted = True
                 self._room.set()
-                await asyncio.wait({posting}, timeout=LAST_WAVE_SECONDS)
+                await asyncio.wait({posting}, timeout=LAST_WAVE_SECONDS + self._reply_seconds)
             for future in (posting, *others.values()):
                 future.cancel()
             await asyncio.gather(posting, *others.values(), return_exceptions=True)
@@ -251,7 +256,8 @@ class Session:
             for row, intent in zip(wave, intents, strict=True)
         ]
         try:
-            await asyncio.gather(*posts)
+            # One that breaks does not cut off the others, which are paid for.
+            ended = await asyncio.gather(*posts, return_exceptions=True)
         except BaseException:
             # Whatever breaks in, what is known of the wave is written down before anything else.
             for post in posts:
@@ -260,6 +266,9 @@ class Session:
             self._journal.write(outcomes)
             raise
         await self._write(outcomes)
+        for broken in ended:
+            if broken is not None:
+                raise broken
         accepted = [entry for entry in outcomes if entry.step in (Step.SUBMITTED, Step.SUCCEEDED)]
         unknown = [entry for entry in outcomes if entry.step is Step.INTENT]
         for entry in accepted:
@@ -286,21 +295,39 @@ class Session:
                     failure = self.stopped or _interrupted()
                     outcomes.append(self._outcome(intent, Step.NOT_TAKEN, failure))
                     return
-                # Files are read when their row's turn has come, so that only a few are in memory at once.
-                inputs = dialect_named(row.dialect).media_inputs
-                arguments = await asyncio.to_thread(with_files, row.arguments, inputs)
-                request = self._hook.prepare(row.model, arguments, dialect=row.dialect)
+                request = await self._prepared(row, intent, outcomes)
+                if request is None:
+                    return
                 accepted = await self._hook.apost(
                     row.model, request, dialect=row.dialect, paced=partial(self._pace.of, sending=sending)
                 )
         except FalError as error:
             outcomes.append(self._refused(intent, error))
         except BaseException:
+            # Those of the wave that are not sent yet stay where they are.
+            self.stopped = self.stopped or _interrupted()
             if not sent:
                 outcomes.append(self._outcome(intent, Step.NOT_TAKEN, _interrupted()))
             raise
         else:
             outcomes.append(await self._accepted(intent, accepted))
+
+    async def _prepared(self, row: Row, intent: Entry, outcomes: list[Entry]) -> HttpRequest | None:
+        """Return the post of a row, with its files inside; None if it cannot be made, which harms no other row."""
+        try:
+            # Files are read when their row's turn has come, so that only a few are in memory at once.
+            inputs = dialect_named(row.dialect).media_inputs
+            arguments = await asyncio.to_thread(with_files, row.arguments, inputs)
+            return self._hook.prepare(row.model, arguments, dialect=row.dialect)
+        except FalError as error:
+            failure = error.failure
+            if failure.kind is FailureKind.INPUT:
+                outcomes.append(self._outcome(intent, Step.ENDED, in_words_of_a_batch(failure)))
+            else:
+                # What storage does not give now it may give to the next try.
+                failure = replace(failure, retry_does="reads it again, and submits the row.")
+                outcomes.append(self._outcome(intent, Step.NOT_TAKEN, failure))
+            return None
 
     def _refused(self, intent: Entry, error: FalError) -> Entry:
         failure = error.failure
@@ -323,7 +350,10 @@ class Session:
             result=spooled(result),
             written_at=time.time(),
         )
-        await self._write([entry])
+        try:
+            await self._write([entry])
+        except Exception:  # noqa: BLE001 - whatever storage raises; the record of the wave takes the result along
+            return entry
         self._to_land.append(entry.key)
         return replace(entry, result=None)
 
@@ -342,7 +372,19 @@ class Session:
     def _outcome(self, intent: Entry, step: Step, failure: Failure) -> Entry:
         return replace(intent, step=step, failure=failure, written_at=time.time())
 
-    def _stop_after_failures(self, steps: Any) -> None:
+    def _left_as_they_are(self) -> list[Step]:
+        """
+        Return the steps of the rows that this try does nothing about, but for those from before a clear.
+
+        What it submits, watches or lands again may end well this time; and a user who clears the task has seen what
+        had failed, and asks for the rest.
+        """
+        taken_up = {row.key for row in self._plan.post} | {s.entry.key for s in self._plan.watch}
+        taken_up.update(self._plan.land)
+        states = (self._journal.rows.get(key) for key in self._rows if key not in taken_up)
+        return [s.step for s in states if s is not None and s.entry.max_tries == self._try.max_tries]
+
+    def _stop_after_failures(self, steps: Iterable[Step]) -> None:
         failed = (Step.ENDED, Step.OUT_OF_SIGHT, Step.UNLANDED, Step.INTENT)
         if self._settings.fail_fast and self.stopped is None and any(step in failed for step in steps):
             self.stopped = _failed_fast()
@@ -363,28 +405,54 @@ class Session:
 
     async def _land(self, keys: Sequence[str]) -> None:
         results = await asyncio.to_thread(lambda: dict(self._journal.results(keys)))
-        entries = await asyncio.gather(*(self._land_row(key, results.get(key)) for key in keys))
+        landings = (self._land_row(key, results.get(key)) for key in keys)
+        ended = await asyncio.gather(*landings, return_exceptions=True)
+        entries = [entry for entry in ended if isinstance(entry, Entry)]
         await self._write(entries)
+        for broken in ended:
+            if isinstance(broken, BaseException):
+                raise broken
         self._stop_after_failures(entry.step for entry in entries)
 
     async def _land_row(self, key: str, result: JobResult | None) -> Entry:
-        if result is not None:
-            return await self._landed(key, result)
+        landing = Landing() if result is None else await self._landing(key, result)
+        if result is not None and not _is_away(landing):
+            return self._landed(key, result, landing)
+        # The journal has no result because it is long; or its addresses lead nowhere, and the gateway may have others.
+        # To ask it costs nothing.
         async with self._long_results:
             state = self._journal.rows[key]
             if state.handle is None:
                 raise ValueError(f"row {key!r} has neither a result nor a job")
             try:
-                result = await self._hook.aresult(state.handle)
+                found = await self._hook.aresult(state.handle)
             except FalError as error:
-                return self._not_landed(state, error.failure.about(state.handle.request_id), {})
-            return await self._landed(key, result)
+                failure = error.failure.about(state.handle.request_id)
+                return self._no_result(key, result, landing, failure)
+            result = found if result is None else replace(result, media=found.media)
+            return self._landed(key, result, await self._landing(key, result, landing.files))
 
-    async def _landed(self, key: str, result: JobResult) -> Entry:
-        state, row = self._journal.rows[key], self._rows[key]
-        landing: Landing = await self._lander.attempt(
-            result, self._destination, self._names_of(row, result), already=files_of(state)
-        )
+    async def _landing(self, key: str, result: JobResult, already: Sequence[LandedFile] = ()) -> Landing:
+        names = self._names_of(self._rows[key], result)
+        already = already or files_of(self._journal.rows[key])
+        return await self._lander.attempt(result, self._destination, names, already=already)
+
+    def _no_result(self, key: str, result: JobResult | None, landing: Landing, failure: Failure) -> Entry:
+        """Return what is to be written down of a row whose result the gateway did not give (again)."""
+        state = self._journal.rows[key]
+        if result is None or landing.error is None:
+            return self._not_landed(state, failure, {})
+        refused = landing.error.failure
+        if failure.kind not in _NO_OTHER:
+            # It may have other addresses when it answers: the file is not to be given up.
+            refused = replace(refused, kind=FailureKind.PROTOCOL)
+        elif state.entry.failure is not None and state.entry.failure.http_status == refused.http_status:
+            # What two tries were refused and nobody has another address of is lost; so a clear can make it anew.
+            refused = replace(refused, kind=FailureKind.RESULT_EXPIRED)
+        return self._landed(key, result, replace(landing, error=error_of(refused)))
+
+    def _landed(self, key: str, result: JobResult, landing: Landing) -> Entry:
+        state = self._journal.rows[key]
         landed = {
             "files": [file.to_json() for file in landing.files],
             "seed": result.seed,
@@ -420,6 +488,11 @@ def files_of(state: RowState) -> list[LandedFile]:
     return [LandedFile.from_json(file) for file in landed.get("files") or ()]
 
 
+def _is_away(landing: Landing) -> bool:
+    """Whether media are not where the result says, so that a fresh address may help."""
+    return landing.error is not None and landing.error.failure.http_status in (403, 404, 410)
+
+
 def _interrupted() -> Failure:
     return Failure(
         FailureKind.PROTOCOL,
@@ -434,7 +507,7 @@ def _failed_fast() -> Failure:
     return Failure(
         FailureKind.JOB_FAILED,
         what="A row has failed, and fail_fast=True: no more are submitted; those that run are landed.",
-        retry_does="submits the rest only if that row succeeds then.",
+        retry_does="submits the rest if it can mend that row; once cleared, the task does in any case.",
     )
 
 

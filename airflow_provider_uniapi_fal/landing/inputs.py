@@ -9,16 +9,22 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import ObjectStoragePath
 
-from airflow_provider_uniapi_fal.exceptions import error_of
+from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.landing.kinds import binary_media_type
 from airflow_provider_uniapi_fal.protocol.arguments import schema_problems
-from airflow_provider_uniapi_fal.protocol.errors import bad_input
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input
 from airflow_provider_uniapi_fal.protocol.schemas import schema_in, shipped, shipped_schema
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.dialects.base import MediaInputs
 
 _SENT_AS_IT_IS = ("http://", "https://", "data:")
+
+_NO_ADDRESS = "is neither an address on the web nor one in storage, such as file:///… or s3://…"
+
+#: What reading a file raises when its path or the file is wrong, so that the next reading would end alike. All else
+#: that a storage raises, its clients' own errors among it, may be over in a moment.
+_WRONG = (FileNotFoundError, IsADirectoryError, NotADirectoryError, ValueError, KeyError, ImportError)
 
 
 def with_files(arguments: Mapping[str, Any], inputs: MediaInputs) -> dict[str, Any]:
@@ -30,9 +36,34 @@ def with_files(arguments: Mapping[str, Any], inputs: MediaInputs) -> dict[str, A
     the gateway.
 
     :param inputs: which arguments take files, and in which form; from the dialect
-    :raises FalInputError: if a file cannot be had, is too large or is no media file; nothing was submitted
+    :raises FalInputError: if there is no such file, it is too large or no media file; nothing was submitted
+    :raises FalProtocolError: if storage does not give it now; nothing was submitted
     """
     return {key: _converted(value, key, f"arguments.{key}", inputs) for key, value in arguments.items()}
+
+
+def input_problems(arguments: Mapping[str, Any], inputs: MediaInputs) -> list[str]:
+    """
+    Return what is wrong with arguments that take files, by their form alone: one text for each wrong one.
+
+    Nothing is read: this is for many rows, before anything is paid.
+
+    :param inputs: which arguments take files, and in which form; from the dialect
+    """
+    found: list[str] = []
+
+    def look(value: Any, key: str, where: str) -> None:
+        if isinstance(value, Mapping):
+            for name, item in value.items():
+                look(item, name, f"{where}.{name}")
+        elif isinstance(value, (list, tuple)):
+            for index, item in enumerate(value):
+                look(item, key, f"{where}[{index}]")
+        elif _is_no_address(value, key, inputs):
+            found.append(f"{where} {_NO_ADDRESS}")
+
+    look(arguments, "", "arguments")
+    return found
 
 
 def schema_of(given: Any) -> Mapping[str, Any]:
@@ -42,19 +73,17 @@ def schema_of(given: Any) -> Mapping[str, Any]:
     :param given: the schema, or the name of a shipped one, or the address of a JSON file with a schema or with a
         model's OpenAPI description
     :raises FalInputError: if it is none of these; nothing was submitted
+    :raises FalProtocolError: if storage does not give it now; nothing was submitted
     """
     if isinstance(given, str) and given in shipped():
         return shipped_schema(given)
     try:
-        document = (
-            json.loads(ObjectStoragePath(given).read_text("utf-8")) if isinstance(given, str) else given
-        )
-        return schema_in(document)
-    except (OSError, ImportError) as error:
-        names = ", ".join(shipped())
-        raise _refused(
-            "arguments_schema", f"cannot be read ({type(error).__name__}); shipped are {names}"
-        ) from error
+        content = ObjectStoragePath(given).read_bytes() if isinstance(given, str) else None
+    except Exception as error:
+        why = f"cannot be read ({type(error).__name__}); shipped are {', '.join(shipped())}"
+        raise unread("arguments_schema", why, error) from error
+    try:
+        return schema_in(given if content is None else json.loads(content))
     except ValueError as error:
         raise _refused("arguments_schema", f"holds no schema: {error}") from error
 
@@ -76,13 +105,18 @@ def _converted(value: Any, key: str, where: str, inputs: MediaInputs) -> Any:
         return {name: _converted(item, name, f"{where}.{name}", inputs) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_converted(item, key, f"{where}[{index}]", inputs) for index, item in enumerate(value)]
+    if _is_no_address(value, key, inputs):
+        raise _refused(where, _NO_ADDRESS)
     if not isinstance(value, str) or not inputs.taken_by(key) or value.startswith(_SENT_AS_IT_IS):
         return value
-    if "://" in value:
-        return _file(value, where, inputs)
-    if inputs.bare:
-        return value
-    raise _refused(where, "is neither an address on the web nor one in storage, such as file:///… or s3://…")
+    return _file(value, where, inputs) if "://" in value else value
+
+
+def _is_no_address(value: Any, key: str, inputs: MediaInputs) -> bool:
+    """Whether a text stands where a file is taken and leads to none; where bare files are taken, any text may be one."""
+    if not isinstance(value, str) or inputs.bare or not inputs.taken_by(key):
+        return False
+    return "://" not in value and not value.startswith(_SENT_AS_IT_IS)
 
 
 def _file(address: str, where: str, inputs: MediaInputs) -> str:
@@ -90,8 +124,8 @@ def _file(address: str, where: str, inputs: MediaInputs) -> str:
         path = ObjectStoragePath(address)
         with path.open("rb") as reader:
             content = reader.read(inputs.max_bytes + 1)
-    except (OSError, ValueError, ImportError) as error:
-        raise _refused(where, f"names a file that cannot be read ({type(error).__name__})") from error
+    except Exception as error:
+        raise unread(where, f"names a file that cannot be read ({type(error).__name__})", error) from error
     if len(content) > inputs.max_bytes:
         raise _refused(where, f"names a file of more than the {inputs.max_bytes} bytes that are sent")
     kind = binary_media_type(content)
@@ -103,5 +137,23 @@ def _file(address: str, where: str, inputs: MediaInputs) -> str:
     return encoded if inputs.bare else f"data:{kind};base64,{encoded}"
 
 
-def _refused(where: str, why: str) -> Exception:
+def unread(where: str, why: str, error: Exception) -> FalError:
+    """
+    Return the error for a file that storage does not give: wrong input, or a fault that may pass.
+
+    :param error: what was raised when it was read
+    """
+    if isinstance(error, _WRONG):
+        return _refused(where, why)
+    return error_of(
+        Failure(
+            FailureKind.PROTOCOL,
+            what=f"{where} {why}.",
+            retry_does="reads it again.",
+            advice="Nothing was sent to the gateway. Look at the storage and its connection.",
+        )
+    )
+
+
+def _refused(where: str, why: str) -> FalError:
     return error_of(bad_input(f"{where} {why}."))

@@ -33,6 +33,10 @@ MANIFEST_VERSION = 1
 #: The last second of the year 9999: no calendar shows a later one.
 LATEST = 253_402_300_799
 
+#: Whole numbers that pandas and DuckDB read. Beyond them pandas reads no line of a file, and DuckDB rounds, so that
+#: a seed from there is written as a text.
+_TYPED = range(-(2**63), 2**64)
+
 #: What became of a request; each row has exactly one.
 OUTCOMES = (
     "succeeded",
@@ -141,9 +145,11 @@ class ManifestRow:
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
+        seed = self.seed if self.seed is None or self.seed in _TYPED else str(self.seed)
         return {
             "schema_version": MANIFEST_VERSION,
             **asdict(self),
+            "seed": seed,
             "files": [f.to_json() for f in self.files],
         }
 
@@ -156,10 +162,11 @@ class ManifestRow:
         """
         try:
             known = {name: data[name] for name in cls.__dataclass_fields__ if name in data}
-            error = known.get("error")
+            error, seed = known.get("error"), known.get("seed")
             row = cls(
                 **{
                     **known,
+                    "seed": int(seed) if isinstance(seed, str) else seed,
                     "error": None if error is None else RowError.from_json(error),
                     "files": tuple(LandedFile.from_json(file) for file in known.get("files") or ()),
                 }

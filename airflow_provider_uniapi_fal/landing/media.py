@@ -291,10 +291,11 @@ class Lander:
                     partial(self._keep, file, fetched, index, len(result.media), destination, names)
                 )
         except MediaError as error:
-            raise error_of(say(str(error), gone=error.gone)) from error
+            raise error_of(say(str(error), gone=error.gone, status=error.status)) from error
         except ValueError as error:
             raise error_of(say(str(error))) from error
-        except OSError as error:
+        except Exception as error:
+            # The clients of storage have errors of their own, which are no OSErrors.
             raise error_of(say(f"storage says {_said(error)}")) from error
 
     async def _fetched(self, file: MediaFile, local: Path) -> Fetched:
@@ -340,7 +341,8 @@ class Lander:
             raise MediaError("it is a picture of more pixels than any model makes") from error
         except ValueError as error:
             raise MediaError(str(error)) from error
-        width, height = measures.width or file.width or 0, measures.height or file.height or 0
+        # Of a side that nobody knows: the other one alone must not be beyond the limit, either.
+        width, height = measures.width or file.width or 1, measures.height or file.height or 1
         if width * height > self._limits.max_pixels:
             raise MediaError(
                 f"it has {width} x {height} pixels; at most {self._limits.max_pixels} are allowed"
@@ -364,7 +366,7 @@ class Lander:
                     put(local, target)
         except (MediaError, ValueError) as error:
             raise error_of(say(str(error))) from error
-        except OSError as error:
+        except Exception as error:
             gone = isinstance(error, FileNotFoundError)
             raise error_of(say(f"storage says {_said(error)}", gone=gone)) from error
         return replace(file, path=str(target))
@@ -452,14 +454,18 @@ def _decode(uri: str, path: Path, max_bytes: int) -> Fetched:
     return Fetched(path, len(content), hashlib.sha256(content).hexdigest(), kind)
 
 
-def _said(error: OSError) -> str:
+def _said(error: Exception) -> str:
     """Return what a storage error says, without the addresses that some of them quote."""
-    return f"{type(error).__name__}: {error.strerror}" if error.strerror else type(error).__name__
+    said = getattr(error, "strerror", None)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
-def _cannot_land(request_id: str | None, where: str, why: str, *, gone: bool = False) -> Failure:
+def _cannot_land(
+    request_id: str | None, where: str, why: str, *, gone: bool = False, status: int | None = None
+) -> Failure:
     failure = _failure(f"The file {where} of the result cannot be landed: {why}.", request_id=request_id)
-    return replace(failure, kind=FailureKind.RESULT_EXPIRED) if gone else failure
+    kind = FailureKind.RESULT_EXPIRED if gone else failure.kind
+    return replace(failure, kind=kind, http_status=status)
 
 
 def _failure(

@@ -18,7 +18,6 @@ from airflow_provider_uniapi_fal.exceptions import error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
 from airflow_provider_uniapi_fal.landing import lineage
-from airflow_provider_uniapi_fal.landing.inputs import schema_of
 from airflow_provider_uniapi_fal.landing.media import PARALLEL, Limits
 from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE, check_template
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
@@ -104,13 +103,15 @@ class FalBatchOperator(DeferringOperator):
     :param min_success_ratio: share of rows, from 0 to 1, that must be a success; default 1.0. The task fails below
         it, after everything has been landed and the manifest written
     :param fail_fast: post nothing more once a row has failed; default False. What runs by then is paid for: it is
-        waited for and landed, and rows that were never posted are ``missing``
+        waited for and landed, and rows that were never posted are ``missing``. A retry posts them if it can mend
+        the failed row; a clear does in any case
     :param on_flagged: ``keep`` (default) counts a row with flagged media as a success, ``fail`` does not; the media
         are landed either way
     :param on_unknown_submit: what the next try does about a submit of unknown outcome: ``fail`` (default) leaves it,
         ``resubmit`` may pay twice
-    :param on_changed_arguments: what a try does about a row of which a previous try submitted something else:
-        ``reattach`` (default, with a warning), ``fail`` or ``resubmit``, which pays for both
+    :param on_changed_arguments: what a try does about a row of which a previous try, or an earlier manifest in
+        ``skip_existing``, has something else than it asks for: ``reattach`` (default) keeps that, with a warning,
+        ``fail`` refuses, ``resubmit`` pays for both
     :param on_clear: what a clear makes: ``missing`` (default) rows without success only, ``all`` every row again
     :param deferrable: True (default) waits in the triggerer without a worker; False waits in the worker; None asks
         Airflow's ``[operators] default_deferrable``
@@ -396,7 +397,7 @@ class FalBatchOperator(DeferringOperator):
                 with_arguments=self.include_arguments,
                 min_success_ratio=self.min_success_ratio,
                 on_flagged=self.on_flagged,
-                schema=None if self.arguments_schema is None else schema_of(self.arguments_schema),
+                schema=self.arguments_schema,
             ),
             policy=RowPolicy(self.on_unknown_submit, self.on_changed_arguments, self.on_clear),
             watch=WatchSettings(

@@ -61,11 +61,13 @@ class MediaError(Exception):
     A media file could not be fetched.
 
     :param gone: the server says that it has no such file (any more)
+    :param status: HTTP status of the reply that refused it
     """
 
-    def __init__(self, message: str, *, gone: bool = False) -> None:
+    def __init__(self, message: str, *, gone: bool = False, status: int | None = None) -> None:
         super().__init__(message)
         self.gone = gone
+        self.status = status
 
 
 class MediaFetcher:
@@ -317,11 +319,13 @@ def _check_address(
 def _check_status(status: int, host: str) -> None:
     if status == 200:
         return
-    if status in (403, 404, 410):
-        raise MediaError(f"{host} answered HTTP {status}: it has no such file (any more)", gone=True)
+    if status in (404, 410):
+        message = f"{host} answered HTTP {status}: it has no such file (any more)"
+        raise MediaError(message, gone=True, status=status)
     if status >= 500 or status in (408, 425, 429):
         raise _Passing(f"{host} answered HTTP {status}")
-    raise MediaError(f"{host} answered HTTP {status}")
+    # A 403 is said of an address that was signed for a time, and by hosts that are busy: the file may be there.
+    raise MediaError(f"{host} answered HTTP {status}", status=status)
 
 
 def _url(address: str) -> URL:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
+from airflow.sdk import ObjectStoragePath
 from airflow.sdk.exceptions import TaskDeferred
 
 from airflow_provider_uniapi_fal.operators.batch import FalBatchOperator
@@ -92,7 +92,7 @@ class BatchTask:
 
     def manifest(self) -> dict[str, dict[str, Any]]:
         """Return the rows of the manifest, by key."""
-        text = Path(self.place.removeprefix("file://"), "manifest.jsonl").read_text()
+        text = ObjectStoragePath(f"{self.place}/manifest.jsonl").read_text()
         return {row["key"]: row for row in map(json.loads, text.splitlines())}
 
     def outcomes(self) -> dict[str, str]:

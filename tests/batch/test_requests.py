@@ -100,6 +100,7 @@ def test_an_input_that_is_a_bare_path_is_a_file_beside_the_table(place: str) -> 
         ("rows.csv", b"key,prompt\none,a secret,three\n", "more or fewer cells"),
         ("rows.csv", b"prompt,seed:json\na secret,seven\n", "cannot be read"),
         ("rows.parquet", b"PAR1 it is not", "cannot be read"),
+        ("rows.parquet", b"PAR1" + bytes(64) + b"PAR1", "cannot be read"),
     ],
 )
 def test_a_file_that_is_no_table_is_refused_without_quoting_it(

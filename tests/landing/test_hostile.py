@@ -301,6 +301,15 @@ def test_a_picture_of_more_pixels_than_the_user_allows_is_refused(serve: Serve, 
     assert ended["large"].error is None
 
 
+@pytest.mark.parametrize("side", ["width", "height"])
+def test_a_side_that_no_picture_has_does_not_reach_the_manifest_of_a_file_that_cannot_be_measured(
+    serve: Serve, folder: Path, side: str
+) -> None:
+    server = serve(lambda call: call.answer(b"\0 no known kind", "application/octet-stream"))
+    hostile = result_of(file_at(server.url, **{side: 2**64}))
+    assert f"{2**64}" in str(error_beside_good_rows(serve, folder, hostile))
+
+
 def test_ten_thousand_files_in_one_result_are_refused_before_the_first_is_fetched(
     serve: Serve, folder: Path
 ) -> None:

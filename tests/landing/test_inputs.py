@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk import ObjectStoragePath
 from airflow.sdk.io import attach
+from botocore.exceptions import EndpointConnectionError  # type: ignore[import-untyped]
 from fsspec.implementations.memory import MemoryFileSystem  # type: ignore[import-untyped]
 from PIL import Image
 
-from airflow_provider_uniapi_fal.exceptions import FalInputError
+from airflow_provider_uniapi_fal.exceptions import FalInputError, FalProtocolError
 from airflow_provider_uniapi_fal.landing.inputs import schema_of, with_files
 from airflow_provider_uniapi_fal.protocol.dialects.base import MediaInputs
 
@@ -115,6 +116,24 @@ def test_a_device_without_an_end_does_not_fill_the_memory() -> None:
 def test_an_address_that_leads_to_no_file_is_refused_by_its_place(address: str, says: str) -> None:
     with pytest.raises(FalInputError, match=rf"arguments\.shots\[1\]\.image_url .*{says}"):
         with_data_uris({"shots": [{}, {"image_url": address}]})
+
+
+@pytest.mark.parametrize("error", [OSError("SlowDown"), EndpointConnectionError(endpoint_url="http://x")])
+def test_a_file_that_storage_does_not_give_now_is_no_wrong_input(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def away(*_: Any, **__: Any) -> None:
+        raise error
+
+    for reading in ("open", "read_bytes"):
+        monkeypatch.setattr(ObjectStoragePath, reading, away)
+    with pytest.raises(
+        FalProtocolError, match=r"arguments\.image_url names a file that cannot be read"
+    ) as raised:
+        with_data_uris({"image_url": "file:///in/a.png"})
+    assert (raised.value.billed, raised.value.may_run) == ("no", False)
+    with pytest.raises(FalProtocolError, match="arguments_schema cannot be read"):
+        schema_of("file:///in/schema.json")
 
 
 def test_a_vendor_gets_a_file_in_its_own_form_and_of_its_own_types(tmp_path: Path) -> None:

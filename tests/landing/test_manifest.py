@@ -8,7 +8,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import jsonschema
+import pandas  # type: ignore[import-untyped]
 import pytest
 from airflow.sdk import ObjectStoragePath
 
@@ -59,6 +61,22 @@ def test_a_manifest_is_read_as_it_was_written(path: ObjectStoragePath) -> None:
     )
     write_manifest(manifest, path)
     assert read_manifest(path) == manifest
+
+
+@pytest.mark.parametrize("seed", [-(2**63) - 1, -(2**63), 2**64 - 1, 2**64, 10**30])
+def test_a_seed_of_any_length_is_kept_exactly_and_keeps_no_reader_from_the_manifest(
+    path: ObjectStoragePath, seed: int
+) -> None:
+    manifest = Manifest((row("a", seed=1), row("b", seed=seed, index=1)))
+    write_manifest(manifest, path)
+    assert read_manifest(path) == manifest
+    for line in path.read_text().splitlines():
+        assert problems(json.loads(line), "row") == []
+    assert pandas.read_json(path.path, lines=True, dtype={"key": str})["key"].tolist() == ["a", "b"]
+    exact = pandas.read_json(path.path, lines=True, dtype={"key": str, "seed": str})["seed"].tolist()
+    assert exact == ["1", str(seed)]
+    found = duckdb.sql(f"SELECT seed FROM '{path.path}'").fetchall()
+    assert [str(each).strip('"') for (each,) in found] == ["1", str(seed)]
 
 
 def test_the_outcomes_add_up_to_what_was_asked(path: ObjectStoragePath) -> None:
@@ -175,6 +193,8 @@ def test_the_schema_knows_every_field_and_no_other(path: ObjectStoragePath) -> N
         {"error": ERROR.__dict__},
         {"seconds_queued": -1},
         {"flagged": None},
+        {"seed": 2**64},
+        {"seed": "seven"},
     ],
 )
 def test_the_schema_refuses_what_is_no_row(change: dict[str, Any]) -> None:

@@ -12,7 +12,7 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 from PIL import Image
 
-from airflow_provider_uniapi_fal.exceptions import FalProtocolError, FalResultExpired
+from airflow_provider_uniapi_fal.exceptions import FalError, FalProtocolError, FalResultExpired
 from airflow_provider_uniapi_fal.landing.media import Limits, land
 from airflow_provider_uniapi_fal.landing.names import Names
 from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
@@ -152,10 +152,14 @@ def test_a_page_instead_of_media_is_refused(serve: Serve, folder: Path, served_a
     assert names(folder) == []
 
 
-@pytest.mark.parametrize("status", [403, 404, 410])
-def test_media_that_are_gone_are_called_expired(serve: Serve, folder: Path, status: int) -> None:
+@pytest.mark.parametrize(
+    ("status", "error"), [(403, FalProtocolError), (404, FalResultExpired), (410, FalResultExpired)]
+)
+def test_media_that_are_gone_are_called_expired_and_those_that_are_refused_are_not(
+    serve: Serve, folder: Path, status: int, error: type[FalError]
+) -> None:
     server = serve(lambda call: call.answer(HTML, "text/html", status))
-    with pytest.raises(FalResultExpired, match=rf"HTTP {status}"):
+    with pytest.raises(error, match=rf"HTTP {status}"):
         landed(folder, f"{server.url}/a.png")
     assert len(server.seen) == 1
     assert names(folder) == []

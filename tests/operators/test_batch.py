@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,8 +14,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from airflow.sdk import Asset, ObjectStoragePath
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
+from botocore.exceptions import EndpointConnectionError  # type: ignore[import-untyped]
 
 from airflow_provider_uniapi_fal.batch import night, session
+from airflow_provider_uniapi_fal.batch.accounting import shortfall
 from airflow_provider_uniapi_fal.exceptions import (
     FalBalanceError,
     FalContentRefused,
@@ -21,11 +25,20 @@ from airflow_provider_uniapi_fal.exceptions import (
     FalInputError,
     FalJobFailed,
     FalProtocolError,
+    FalResultExpired,
     FalSubmitOutcomeUnknown,
     FalTimeout,
 )
 from airflow_provider_uniapi_fal.hooks import fal as hooks
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.landing import media, storage
+from airflow_provider_uniapi_fal.landing.manifest import (
+    Manifest,
+    ManifestRow,
+    read_manifest,
+    verify_files,
+    write_manifest,
+)
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.rows import Step
 from airflow_provider_uniapi_fal.ledger.task_state import BATCH_KEY
@@ -34,10 +47,11 @@ from airflow_provider_uniapi_fal.operators.batch import FalBatchOperator
 from airflow_provider_uniapi_fal.protocol import watching
 from airflow_provider_uniapi_fal.protocol.cadence import Experience
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
+from airflow_provider_uniapi_fal.protocol.errors import FailureKind, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
 from airflow_provider_uniapi_fal.triggers import batch as triggers
 from tests.batch.tasks import MODES, BatchTask, counts, table
-from tests.fakes import KEY, MODEL, PROMPT, calls, fired, handle, posts
+from tests.fakes import KEY, MODEL, PROMPT, Exchange, ScriptedServer, calls, fired, handle, posts
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.running import Emulator
@@ -67,6 +81,22 @@ def new(request: pytest.FixtureRequest, tmp_path: Path) -> New:
     return make
 
 
+@pytest.fixture(params=[("blocking", "local"), ("deferrable", "local"), ("deferrable", "s3")], ids="-".join)
+def anywhere(request: pytest.FixtureRequest, tmp_path: Path) -> New:
+    """Return a function that makes a task in one of the modes, whose journal and media go to one kind of storage."""
+    mode, storage = request.param
+    root = f"file://{tmp_path}" if storage == "local" else request.getfixturevalue("s3_place")
+    return lambda **options: BatchTask(f"{root}/night", **{**MODES[mode], **options})
+
+
+@pytest.fixture
+def blocking_anywhere(place: str) -> New:
+    """Return a function that makes a blocking task, whose journal and media go to each kind of storage."""
+    return lambda **options: BatchTask(
+        f"{place}/night", **{"requests": table(3), **MODES["blocking"], **options}
+    )
+
+
 @pytest.fixture
 def blocking(tmp_path: Path) -> New:
     """Return a function that makes a blocking task, for what does not depend on the mode."""
@@ -81,7 +111,7 @@ def journal_of(task: BatchTask) -> Journal:
 
 def forget_the_last_segments(task: BatchTask, count: int = 1) -> None:
     """Leave the journal as a process leaves it that was killed before it wrote these."""
-    folder = Path(task.place.removeprefix("file://"), "manifest.journal", "segments")
+    folder = ObjectStoragePath(task.place) / "manifest.journal" / "segments"
     for path in sorted(folder.iterdir(), key=lambda path: path.name)[-count:]:
         path.unlink()
 
@@ -136,9 +166,9 @@ def test_where_the_batch_is_is_known_before_anything_is_posted(
     assert task.store.get(BATCH_KEY) == {"manifest_path": f"{task.place}/manifest.jsonl"}
 
 
-def test_nothing_is_posted_by_a_retry_of_a_night_that_was_delivered(start: Start, new: New) -> None:
+def test_nothing_is_posted_by_a_retry_of_a_night_that_was_delivered(start: Start, anywhere: New) -> None:
     emulator = start(**SHORT)
-    task = new(requests=table(3))
+    task = anywhere(requests=table(3))
     made = task.run()
     asked = len(emulator.requests())
     assert task.next_try().run() == made
@@ -147,16 +177,28 @@ def test_nothing_is_posted_by_a_retry_of_a_night_that_was_delivered(start: Start
 
 @pytest.mark.parametrize(("on_clear", "more"), [("missing", 0), ("all", 3)])
 def test_a_clear_makes_what_is_missing_unless_told_to_make_all(
-    start: Start, new: New, on_clear: str, more: int
+    start: Start, anywhere: New, on_clear: str, more: int
 ) -> None:
     emulator = start(**SHORT)
-    task = new(requests=table(3), on_clear=on_clear)
+    task = anywhere(requests=table(3), on_clear=on_clear)
     task.run()
+    before = hashes(task)
     assert counts(task.next_try(cleared=True).run()) == {"asked": 3, "succeeded": 3}
     assert posts(emulator) == 3 + more
+    # The model draws another picture each time that it is asked.
+    after = hashes(task)
+    assert len(before | after) == 3 + more
     # A clear counts once.
     task.next_try().run()
     assert posts(emulator) == 3 + more
+    assert hashes(task) == after
+
+
+def hashes(task: BatchTask) -> set[str]:
+    """Return the hashes of the files that the manifest names, each of which is there with these very bytes."""
+    manifest = read_manifest(ObjectStoragePath(f"{task.place}/manifest.jsonl"))
+    assert [check.problem for check in verify_files(manifest)] == [None] * len(manifest.rows)
+    return {file.sha256 for row in manifest.rows for file in row.files}
 
 
 def test_many_rows_go_out_in_waves_and_no_more_than_allowed_at_once(
@@ -257,11 +299,66 @@ def test_rows_of_an_earlier_manifest_are_not_posted_but_carried_over(start: Star
     assert rows["row-001"]["posts"] == 1
 
 
+def test_a_line_that_is_carried_over_has_the_arguments_only_if_asked(start: Start, tmp_path: Path) -> None:
+    start()
+
+    def tonight(name: str, earlier: str | None, **options: Any) -> BatchTask:
+        task = BatchTask(
+            f"file://{tmp_path}/{name}",
+            requests=table(1),
+            skip_existing=None if earlier is None else f"file://{tmp_path}/{earlier}/manifest.jsonl",
+            run_id=name,
+            **{**MODES["blocking"], **options},
+        )
+        task.run()
+        return task
+
+    asked = table(1)[0]["arguments"]
+    assert tonight("told", None, include_arguments=True).manifest()["row-000"]["arguments"] == asked
+    assert tonight("untold", "told").manifest()["row-000"]["arguments"] is None
+    told_again = tonight("told again", "untold", include_arguments=True)
+    assert told_again.manifest()["row-000"]["arguments"] == asked
+
+
+@pytest.mark.parametrize(("policy", "more"), [("reattach", 0), ("resubmit", 1), ("fail", 0)])
+def test_a_row_that_asks_for_something_else_than_an_earlier_manifest_has_follows_the_policy(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch, policy: str, more: int
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(FalBatchOperator, "_say", lambda self, line: said.append(line))
+    emulator = start()
+    first = blocking()
+    first.run()
+    earlier = first.manifest()
+    rows = table(3)
+    rows[1]["arguments"]["prompt"] = "something else"
+    second = BatchTask(
+        f"{first.place}-2",
+        requests=rows,
+        skip_existing=f"{first.place}/manifest.jsonl",
+        on_changed_arguments=policy,
+        include_arguments=True,
+        **MODES["blocking"],
+    )
+    said.clear()
+    if policy == "fail":
+        with pytest.raises(FalInputError, match="skip_existing: row 'row-001' asks for something else"):
+            second.run()
+    else:
+        assert counts(second.run()) == {"asked": 3, "succeeded": 3}
+        made = second.manifest()
+        assert made["row-000"]["arguments"] == rows[0]["arguments"]
+        kept = made["row-001"]["arguments_sha256"] == earlier["row-001"]["arguments_sha256"]
+        assert kept is (policy == "reattach")
+        # Nobody can tell the prompt from its hash; the new one did not make the picture.
+        assert made["row-001"]["arguments"] == (None if kept else rows[1]["arguments"])
+    assert posts(emulator) == 3 + more
+    assert any("Row 'row-001' asks for something else" in line for line in said) is (policy == "reattach")
+
+
 def test_files_named_as_inputs_are_sent_and_one_that_is_missing_harms_no_other(
     start: Start, blocking: New, tmp_path: Path
 ) -> None:
-    import base64
-
     (tmp_path / "in.png").write_bytes(base64.b64decode(PIXEL.partition(",")[2]))
     rows = table(2, image_url=f"file://{tmp_path}/in.png")
     rows[1]["arguments"]["image_url"] = f"file://{tmp_path}/missing.png"
@@ -272,6 +369,60 @@ def test_files_named_as_inputs_are_sent_and_one_that_is_missing_harms_no_other(
     row = task.manifest()["row-001"]
     assert "cannot be read" in row["error"]["message"]
     assert row["error"]["billed"] == "no"
+
+
+@pytest.mark.parametrize("error", [OSError("SlowDown"), EndpointConnectionError(endpoint_url="http://x")])
+def test_an_input_that_storage_does_not_give_now_harms_no_other_row_and_is_read_by_the_next_try(
+    start: Start, blocking: New, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    (tmp_path / "in.png").write_bytes(base64.b64decode(PIXEL.partition(",")[2]))
+    emulator = start(faults=["slow on=submit seconds=1.0"])
+    rows = table(8)
+    rows[5]["arguments"]["image_url"] = f"file://{tmp_path}/in.png"
+    task = blocking(requests=rows, max_in_flight=8)
+
+    read: Any = ObjectStoragePath.open
+
+    def away(self: ObjectStoragePath, *args: Any, **more: Any) -> Any:
+        if self.name == "in.png":
+            raise error
+        return read(self, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStoragePath, "open", away)
+        with pytest.raises(FalJobFailed, match="7 succeeded, 1 missing"):
+            task.run()
+    assert posts(emulator) == 7
+    row = task.manifest()["row-005"]
+    assert (row["outcome"], row["posts"], row["error"]["billed"]) == ("missing", 0, "no")
+    assert "reads it again, and submits the row" in row["error"]["message"]
+    assert counts(task.next_try().run()) == {"asked": 8, "succeeded": 8}
+    assert posts(emulator) == 8
+
+
+def test_a_post_that_breaks_lets_the_others_of_its_wave_come_to_their_end(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start(faults=["slow on=submit seconds=1.0"])
+    task = blocking(requests=table(8), max_in_flight=4)
+    prepare = FalHook.prepare
+    asked: list[Any] = []
+
+    def broken(self: FalHook, model: object, arguments: Any, **more: Any) -> Any:
+        asked.append(arguments)
+        if len(asked) == 8 + 2:
+            raise RuntimeError("a defect")
+        return prepare(self, model, arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FalHook, "prepare", broken)
+        with pytest.raises(RuntimeError, match="a defect"):
+            task.run()
+    steps = [state.step for state in journal_of(task).rows.values()]
+    assert steps.count(Step.SUBMITTED) == posts(emulator) == 3
+    assert steps.count(Step.NOT_TAKEN) == 5
+    assert counts(task.next_try().run()) == {"asked": 8, "succeeded": 8}
+    assert posts(emulator) == 8
 
 
 def test_an_outlets_event_carries_the_manifest_and_the_counts(start: Start, blocking: New) -> None:
@@ -320,6 +471,30 @@ def test_a_reply_with_the_result_in_it_is_written_down_before_it_is_landed(
     assert len(sent) == 3
 
 
+def test_a_result_in_a_reply_is_not_lost_if_storage_refuses_its_first_record(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start()
+    result = JobResult(handle(), None, (MediaFile("data[0]", PIXEL),))
+    write = Journal.write
+    refused: list[str] = []
+
+    async def apost(self: FalHook, model: str, request: Any, **more: Any) -> Finished:
+        return Finished(result)
+
+    def away(self: Journal, entries: Any) -> None:
+        entries = list(entries)
+        if entries and entries[0].result is not None and not refused:
+            refused.append(entries[0].key)
+            raise EndpointConnectionError(endpoint_url="http://x")
+        write(self, entries)
+
+    monkeypatch.setattr(FalHook, "apost", apost)
+    monkeypatch.setattr(Journal, "write", away)
+    assert counts(blocking(requests=table(1)).run()) == {"asked": 1, "succeeded": 1}
+    assert refused == ["row-000"]
+
+
 # --- refused before anything is paid ------------------------------------------------------------------------
 
 
@@ -337,6 +512,15 @@ def test_a_reply_with_the_result_in_it_is_written_down_before_it_is_landed(
         ([{"arguments": {}, "model": "http://x"}], "is an address"),
         ([{"arguments": {"x": float("nan")}}], "arguments.x"),
         ([{"arguments": {}, "when": object()}], "metadata"),
+        ([{"arguments": {}, "score": float("nan")}], "metadata"),
+        ([{"arguments": {}, "note": "half a pair \ud83d"}], "half of a surrogate pair is in its metadata"),
+        ([{"arguments": {"prompt": "half a pair \ud83d"}}], "half of a surrogate pair"),
+        ([{"key": "half a pair \ud83d", "arguments": {}}], "half of a surrogate pair is in its key"),
+        ([{"arguments": {"image_url": "cat.png"}}], r"row 0: arguments\.image_url is neither"),
+        (
+            [{"key": "a", "arguments": {"shots": [{"ref_urls": ["data:,", "cat.png"]}]}}],
+            r"'a'\): arguments\.shots\[0\]\.ref_urls\[1\] is neither",
+        ),
         ("file:///nowhere/rows.jsonl", "cannot be read"),
     ],
 )
@@ -359,6 +543,29 @@ def test_all_wrong_rows_are_named_at_once(start: Start, blocking: New) -> None:
         blocking(requests=rows).run()
     assert all(name in str(raised.value) for name in ("'one'", "'two'", "row 4"))
     assert emulator.requests() == []
+
+
+def test_of_many_wrong_rows_the_error_names_some_and_the_log_all_the_others(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(FalBatchOperator, "_say", lambda self, line: said.append(line))
+    start()
+    rows = [{"key": f"k{n}", "arguments": {"image_url": "cat.png"}} for n in range(50)]
+    with pytest.raises(
+        FalInputError, match=r"50 problems in 50 rows.*and 30 more, which the log names"
+    ) as raised:
+        blocking(requests=rows).run()
+    told = f"{raised.value} {said}"
+    assert [n for n in range(50) if f"'k{n}'" not in told] == []
+    assert len(str(raised.value)) < 4000
+
+
+def test_a_dry_run_refuses_the_rows_that_a_run_would_refuse(start: Start, blocking: New) -> None:
+    start()
+    rows = [{"arguments": {"image_url": "cat.png"}}, {"arguments": 7}]
+    with pytest.raises(FalInputError, match="2 problems in 2 rows"):
+        blocking(requests=rows).run(dry_run=True)
 
 
 def test_arguments_that_do_not_fit_the_schema_are_named_by_row_before_anything_is_posted(
@@ -468,12 +675,74 @@ def test_an_event_of_another_kind_fails_loudly_and_no_job_is_given_up(
     assert posts(emulator) == 2
 
 
+@pytest.mark.parametrize("file", ["table.jsonl", "earlier.jsonl", "schema.json"])
+@pytest.mark.parametrize("error", [OSError("SlowDown"), EndpointConnectionError(endpoint_url="http://x")])
+def test_a_file_that_storage_does_not_give_now_is_read_by_a_retry_which_takes_up_what_runs(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str, error: Exception
+) -> None:
+    emulator = start(run_seconds=2.0)
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, table(3))))
+    (tmp_path / "schema.json").write_text(json.dumps({"required": ["prompt"]}))
+    write_manifest(Manifest(()), ObjectStoragePath(f"file://{tmp_path}/earlier.jsonl"))
+    task = BatchTask(
+        f"file://{tmp_path}/night",
+        requests=f"file://{tmp_path}/table.jsonl",
+        skip_existing=f"file://{tmp_path}/earlier.jsonl",
+        arguments_schema=f"file://{tmp_path}/schema.json",
+        **MODES["deferrable"],
+    )
+    read: Any = ObjectStoragePath.read_bytes
+
+    def away(self: ObjectStoragePath) -> bytes:
+        if self.name == file:
+            raise error
+        return bytes(read(self))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStoragePath, "read_bytes", away)
+        with pytest.raises(FalProtocolError) as raised:
+            task.operator().execute(task.context)
+    assert not isinstance(raised.value, AirflowFailException)
+    assert (raised.value.billed, raised.value.may_run, posts(emulator)) == ("no", False, 0)
+    with pytest.raises(TaskDeferred) as deferral:
+        task.next_try().operator().execute(task.context)
+    event = fired(deferral.value)
+    with monkeypatch.context() as patch:
+        patch.setattr(ObjectStoragePath, "read_bytes", away)
+        with pytest.raises(FalProtocolError, match="3 rows were submitted before") as raised:
+            task.operator().resume_execution(deferral.value.method_name, {"event": event}, task.context)
+    assert not isinstance(raised.value, AirflowFailException)
+    assert (raised.value.billed, raised.value.may_run) == ("maybe", True)
+    assert counts(task.next_try().run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 3
+
+
+def test_a_table_that_is_gone_when_the_task_wakes_is_said_not_to_have_cost_nothing(
+    start: Start, tmp_path: Path
+) -> None:
+    emulator = start(run_seconds=2.0)
+    (tmp_path / "table.jsonl").write_text("\n".join(map(json.dumps, table(2))))
+    task = BatchTask(
+        f"file://{tmp_path}/night", requests=f"file://{tmp_path}/table.jsonl", **MODES["deferrable"]
+    )
+    with pytest.raises(TaskDeferred) as deferral:
+        task.operator().execute(task.context)
+    event = fired(deferral.value)
+    (tmp_path / "table.jsonl").rename(tmp_path / "elsewhere.jsonl")
+    with pytest.raises(FalInputError, match="2 rows were submitted before") as raised:
+        task.operator().resume_execution(deferral.value.method_name, {"event": event}, task.context)
+    assert (raised.value.billed, raised.value.may_run) == ("maybe", True)
+    (tmp_path / "elsewhere.jsonl").rename(tmp_path / "table.jsonl")
+    assert counts(task.next_try(cleared=True).run()) == {"asked": 2, "succeeded": 2}
+    assert posts(emulator) == 2
+
+
 # --- submits that go wrong ----------------------------------------------------------------------------------
 
 
-def test_a_lost_reply_is_never_posted_again_and_the_others_are_landed(start: Start, new: New) -> None:
+def test_a_lost_reply_is_never_posted_again_and_the_others_are_landed(start: Start, anywhere: New) -> None:
     emulator = start(faults=[{"fault": "lost-reply", "on": "submit", "match": f"{PROMPT} 001", "times": 1}])
-    task = new(requests=table(3))
+    task = anywhere(requests=table(3))
     with pytest.raises(FalSubmitOutcomeUnknown):
         task.run()
     assert task.outcomes() == {"row-000": "succeeded", "row-001": "unknown", "row-002": "succeeded"}
@@ -548,7 +817,7 @@ def test_a_429_slows_all_down_and_costs_nothing(start: Start, blocking: New) -> 
 
 
 def test_each_row_has_its_own_outcome_and_a_retry_posts_only_what_ended_unbilled(
-    start: Start, new: New
+    start: Start, anywhere: New
 ) -> None:
     rules: dict[str, dict[str, Any]] = {
         "001": {"failure": "refused"},
@@ -560,7 +829,7 @@ def test_each_row_has_its_own_outcome_and_a_retry_posts_only_what_ended_unbilled
         faults=[{"fault": "job", "match": f"{PROMPT} {n}", "times": 1, **rule} for n, rule in rules.items()],
         **SHORT,
     )
-    task = new(requests=table(6))
+    task = anywhere(requests=table(6))
     with pytest.raises(FalJobFailed) as raised:
         task.run()
     assert "A retry takes up what runs" in str(raised.value)
@@ -621,18 +890,103 @@ def test_the_task_fails_below_the_ratio_of_successes_that_was_asked_for(
         assert counts(task.run()) == {"asked": 3, "succeeded": 2, "refused": 1}
 
 
-def test_failing_fast_posts_nothing_more_and_lands_what_runs(
-    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+def test_a_ratio_is_taken_as_it_is_written() -> None:
+    """As binary numbers, 0.55 times 100 is more than 55; and two thirds have no end."""
+
+    def enough(successes: int, rows: int, ratio: float) -> bool:
+        made = [
+            ManifestRow(
+                key=str(n),
+                index=n,
+                model=MODEL,
+                dialect="fal",
+                fal_conn_id="fal_default",
+                outcome="succeeded" if n < successes else "missing",
+                arguments_sha256=None,
+            )
+            for n in range(rows)
+        ]
+        policy = {"on_flagged": "keep", "on_unknown_submit": "fail"}
+        return shortfall(made, [], min_success_ratio=ratio, stopped=None, **policy) is None
+
+    for successes, rows, ratio in (
+        (55, 100, 0.55),
+        (7, 25, 0.28),
+        (3, 10, 0.1 + 0.2),
+        (2, 3, 2 / 3),
+        (0, 5, 0),
+    ):
+        assert enough(successes, rows, ratio), ratio
+        assert not enough(successes - 1, rows, ratio) or successes == 0, ratio
+
+
+FAIL_FAST: dict[str, tuple[dict[str, Any], str, type[FalError], bool]] = {
+    "refused": (
+        {"fault": "job", "failure": "refused", "run_seconds": 0},
+        "refused",
+        FalContentRefused,
+        False,
+    ),
+    "failed for a reason that may pass": (
+        {
+            "fault": "job",
+            "failure": "completed-error",
+            "error_type": "runner_disconnected",
+            "run_seconds": 0,
+        },
+        "failed",
+        FalJobFailed,
+        True,
+    ),
+    "unknown": ({"fault": "lost-reply", "on": "submit"}, "unknown", FalSubmitOutcomeUnknown, False),
+}
+
+
+@pytest.mark.parametrize(("fault", "outcome", "error", "mended"), FAIL_FAST.values(), ids=FAIL_FAST)
+def test_failing_fast_posts_nothing_more_until_a_retry_mends_the_row_or_a_clear_asks_for_the_rest(
+    start: Start,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: dict[str, Any],
+    outcome: str,
+    error: type[FalError],
+    mended: bool,
 ) -> None:
     monkeypatch.setattr(session, "WAVE", 2)
-    emulator = start(
-        faults=[{"fault": "body", "on": "submit", "match": f"{PROMPT} 001", "status": "FAILURE"}]
+    emulator = start(faults=[{"match": f"{PROMPT} 001", "times": 1, **fault}], run_seconds=1.0)
+    # What the worker submits and the trigger sees fail is known to the next leg of the same try, too.
+    task = BatchTask(
+        f"file://{tmp_path}/night",
+        requests=table(6),
+        fail_fast=True,
+        max_unfinished=2,
+        **MODES["deferrable"],
     )
-    task = blocking(requests=table(6), fail_fast=True)
-    with pytest.raises(FalError):
+    with pytest.raises(error):
         task.run()
     assert posts(emulator) == 2
-    assert tally(task) == {"failed": 1, "missing": 4, "succeeded": 1}
+    assert tally(task) == {outcome: 1, "missing": 4, "succeeded": 1}
+    if not mended:
+        with pytest.raises(error):
+            task.next_try().run()
+        assert posts(emulator) == 2
+    if outcome == "unknown":
+        with pytest.raises(FalSubmitOutcomeUnknown):
+            task.next_try(cleared=True).run()
+        assert posts(emulator) == 6
+    else:
+        assert counts(task.next_try(cleared=not mended).run()) == {"asked": 6, "succeeded": 6}
+        assert posts(emulator) == 7
+
+
+def test_a_landing_that_fails_fast_holds_up_no_next_try_that_lands_it(start: Start, blocking: New) -> None:
+    emulator = start(faults=["html on=media status=200 times=1"], run_seconds=1.0)
+    task = blocking(requests=table(4), fail_fast=True, max_unfinished=1)
+    with pytest.raises(FalJobFailed):
+        task.run()
+    assert posts(emulator) < 4
+    assert counts(task.next_try().run()) == {"asked": 4, "succeeded": 4}
+    assert posts(emulator) == 4
 
 
 def test_a_job_out_of_time_is_cancelled_and_named_and_the_others_are_landed(start: Start, new: New) -> None:
@@ -652,10 +1006,10 @@ def test_a_job_out_of_time_is_cancelled_and_named_and_the_others_are_landed(star
 
 
 def test_media_that_cannot_be_had_now_are_landed_by_the_next_try_without_a_post(
-    start: Start, new: New
+    start: Start, anywhere: New
 ) -> None:
     emulator = start(faults=["html on=media status=200 times=1"], **SHORT)
-    task = new(requests=table(1))
+    task = anywhere(requests=table(1))
     with pytest.raises(FalJobFailed):
         task.run()
     assert task.outcomes() == {"row-000": "failed"}
@@ -663,11 +1017,192 @@ def test_media_that_cannot_be_had_now_are_landed_by_the_next_try_without_a_post(
     assert posts(emulator) == 1
 
 
+class MediaHost:
+    """A host that refuses its files with a status until it is told otherwise, and a job whose result lies there."""
+
+    def __init__(self, emulator: Emulator, status: int) -> None:
+        self.status = status
+        self.asked = 0
+        self.server = ScriptedServer(self._answer)
+        emulator.add_fault(
+            {"fault": "body", "on": "result", "images": [{"url": f"{self.server.url}/old.png"}]}
+        )
+
+    def _answer(self, exchange: Exchange) -> None:
+        self.asked += 1
+        if self.status == 200 or exchange.path == "/fresh.png":
+            exchange.answer(base64.b64decode(PIXEL.partition(",")[2]), "image/png")
+        else:
+            exchange.answer(b"", "", self.status)
+
+
+@pytest.fixture
+def away(tmp_path: Path, start: Start) -> Iterator[Callable[[int], tuple[BatchTask, Emulator, MediaHost]]]:
+    """Return a function that brings a night of one row to its landing, whose media host refuses the file."""
+    with contextlib.ExitStack() as stack:
+
+        def begin(status: int) -> tuple[BatchTask, Emulator, MediaHost]:
+            emulator = start()
+            host = MediaHost(emulator, status)
+            stack.enter_context(host.server)
+            task = BatchTask(f"file://{tmp_path}/night", requests=table(1), **MODES["blocking"])
+            return task, emulator, host
+
+        yield begin
+
+
+Away = Callable[[int], "tuple[BatchTask, Emulator, MediaHost]"]
+
+
+def test_a_file_that_its_host_refuses_with_403_is_landed_by_the_next_try_without_a_post(away: Away) -> None:
+    task, emulator, host = away(403)
+    with pytest.raises(FalJobFailed, match="HTTP 403"):
+        task.run()
+    assert host.asked == 2
+    host.status = 200
+    assert counts(task.next_try().run()) == {"asked": 1, "succeeded": 1}
+    assert posts(emulator) == 1
+
+
+@pytest.mark.parametrize("status", [403, 404, 410])
+def test_a_file_that_is_not_where_the_result_said_is_landed_from_its_fresh_address(
+    away: Away, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, emulator, host = away(status)
+    attempt = media.Lander.attempt
+
+    async def moved(self: media.Lander, result: Any, *args: Any, **more: Any) -> Any:
+        landing = await attempt(self, result, *args, **more)
+        emulator.clear_faults()
+        fresh = [{"url": f"{host.server.url}/fresh.png"}]
+        emulator.add_fault({"fault": "body", "on": "result", "images": fresh})
+        return landing
+
+    monkeypatch.setattr(media.Lander, "attempt", moved)
+    assert counts(task.run()) == {"asked": 1, "succeeded": 1}
+    assert len(calls(emulator, "result")) == 2
+    assert posts(emulator) == 1
+
+
+@pytest.mark.parametrize("status", [403, 404])
+def test_a_file_is_not_given_up_while_the_gateway_does_not_say_whether_it_has_another_address(
+    away: Away, status: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, emulator, host = away(status)
+    attempt = media.Lander.attempt
+
+    async def locked(self: media.Lander, result: Any, *args: Any, **more: Any) -> Any:
+        landing = await attempt(self, result, *args, **more)
+        emulator.clear_faults()
+        emulator.add_fault({"fault": "turned-away", "because": "locked", "on": "result"})
+        return landing
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media.Lander, "attempt", locked)
+        for _ in range(2):
+            with pytest.raises(FalJobFailed):
+                task.run()
+            task.next_try()
+    host.status = 200
+    assert counts(task.next_try(cleared=True).run()) == {"asked": 1, "succeeded": 1}
+    assert posts(emulator) == 1
+
+
+@pytest.mark.parametrize(("status", "tries"), [(404, 1), (403, 2)])
+def test_a_file_that_neither_its_host_nor_the_gateway_has_is_made_anew_by_a_clear_only(
+    away: Away, status: int, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    task, emulator, host = away(status)
+
+    async def forgotten(self: FalHook, job: Any) -> Any:
+        raise FalResultExpired(replace(unknown_outcome("x"), kind=FailureKind.RESULT_EXPIRED, may_run=True))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FalHook, "aresult", forgotten)
+        for number in range(1, 4):
+            error = FalJobFailed if number < tries else FalResultExpired
+            with pytest.raises(error):
+                task.run()
+            task.next_try()
+    assert posts(emulator) == 1
+    host.status = 200
+    assert counts(task.next_try(cleared=True).run()) == {"asked": 1, "succeeded": 1}
+    assert posts(emulator) == 2
+
+
+def test_storage_that_takes_a_file_not_now_harms_no_other_row_and_the_next_try_lands_it(
+    start: Start, new: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start(**SHORT)
+    task = new(requests=table(4))
+
+    def away(source: Path, target: ObjectStoragePath) -> None:
+        if "row-002" in str(target):
+            raise EndpointConnectionError(endpoint_url="http://x")
+        storage.put(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media, "put", away)
+        with pytest.raises(FalJobFailed, match="3 succeeded, 1 failed"):
+            task.run()
+    assert "storage says EndpointConnectionError" in task.manifest()["row-002"]["error"]["message"]
+    assert counts(task.next_try().run()) == {"asked": 4, "succeeded": 4}
+    assert posts(emulator) == 4
+
+
+def test_a_landing_that_breaks_lets_the_others_be_written_down(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start(run_seconds=2.0)
+    task = BatchTask(f"file://{tmp_path}/night", requests=table(4), **MODES["deferrable"])
+    with pytest.raises(TaskDeferred) as deferral:
+        task.operator().execute(task.context)
+    event = fired(deferral.value)
+    assert (event["ready"], event["running"]) == (4, 0)
+    attempt = media.Lander.attempt
+
+    async def broken(self: media.Lander, result: Any, *args: Any, **more: Any) -> Any:
+        if args[1].key == "row-002":
+            raise RuntimeError("a defect")
+        return await attempt(self, result, *args, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media.Lander, "attempt", broken)
+        with pytest.raises(RuntimeError, match="a defect"):
+            task.operator().resume_execution(deferral.value.method_name, {"event": event}, task.context)
+    landed = {key for key, state in journal_of(task).rows.items() if state.step is Step.DELIVERED}
+    assert landed == {"row-000", "row-001", "row-003"}
+    assert counts(task.next_try().run()) == {"asked": 4, "succeeded": 4}
+    assert posts(emulator) == 4
+
+
+def test_a_landing_that_breaks_cuts_off_no_post_that_was_sent(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "WAVE", 2)
+    monkeypatch.setattr(session, "LAST_WAVE_SECONDS", 0.0)
+    emulator = start(faults=[f"slow on=submit match={n} seconds=3" for n in ("002", "003")])
+    task = blocking(requests=table(6))
+
+    async def broken(self: media.Lander, *args: Any, **more: Any) -> Any:
+        raise RuntimeError("a defect")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(media.Lander, "attempt", broken)
+        with pytest.raises(RuntimeError, match="a defect"):
+            task.run()
+    steps = [state.step for state in journal_of(task).rows.values()]
+    assert Step.INTENT not in steps
+    assert len(steps) - steps.count(Step.NOT_TAKEN) == posts(emulator)
+    assert counts(task.next_try().run()) == {"asked": 6, "succeeded": 6}
+    assert posts(emulator) == 6
+
+
 # --- kills --------------------------------------------------------------------------------------------------
 
 
 def test_a_try_killed_between_its_posts_and_their_record_leaves_one_wave_unknown_and_posts_the_rest(
-    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+    start: Start, blocking_anywhere: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "WAVE", 3)
     emulator = start()
@@ -682,7 +1217,7 @@ def test_a_try_killed_between_its_posts_and_their_record_leaves_one_wave_unknown
             raise Killed
         write(self, entries)
 
-    task = blocking(requests=table(9))
+    task = blocking_anywhere(requests=table(9))
     with monkeypatch.context() as patch:
         patch.setattr(Journal, "write", killed)
         with pytest.raises(Killed):
@@ -699,10 +1234,10 @@ def test_a_try_killed_between_its_posts_and_their_record_leaves_one_wave_unknown
 
 @pytest.mark.parametrize("forgotten", [1, 2])
 def test_a_try_killed_while_landing_lands_the_rest_without_a_post(
-    start: Start, new: New, forgotten: int
+    start: Start, anywhere: New, forgotten: int
 ) -> None:
     emulator = start(**SHORT)
-    task = new(requests=table(4))
+    task = anywhere(requests=table(4))
     task.run()
     before = {key: row["files"] for key, row in task.manifest().items()}
     forget_the_last_segments(task, forgotten)
@@ -711,22 +1246,21 @@ def test_a_try_killed_while_landing_lands_the_rest_without_a_post(
     assert {key: row["files"] for key, row in task.manifest().items()} == before
 
 
-def test_the_next_try_re_attaches_to_what_runs(start: Start, new: New, tmp_path: Path) -> None:
+def test_the_next_try_re_attaches_to_what_runs(start: Start, anywhere: New) -> None:
     emulator = start(run_seconds=2.0)
-    first = BatchTask(f"file://{tmp_path}/night", requests=table(4), **MODES["deferrable"])
+    task = anywhere(requests=table(4))
     with pytest.raises(TaskDeferred):
-        first.operator().execute(first.context)
-    task = new(requests=table(4)).next_try()
-    assert counts(task.run()) == {"asked": 4, "succeeded": 4}
+        task.operator(**MODES["deferrable"]).execute(task.context)
+    assert counts(task.next_try().run()) == {"asked": 4, "succeeded": 4}
     assert posts(emulator) == 4
 
 
 def test_a_try_that_was_taken_for_dead_posts_nothing_once_its_retry_has_begun(
-    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+    start: Start, blocking_anywhere: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(session, "WAVE", 2)
     emulator = start()
-    task = blocking(requests=table(6))
+    task = blocking_anywhere(requests=table(6))
     owner = Owner("nights", "night", "batch")
     folder = ObjectStoragePath(f"{task.place}/manifest.journal")
     write = Journal.write

@@ -111,7 +111,7 @@ def test_a_worker_killed_while_submitting_leaves_one_wave_unknown_at_most(night:
     assert len(prompts) == len(set(prompts)) == tonight.posts() <= 80
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_worker_killed_while_it_waits_takes_up_the_same_jobs(night: Begun) -> None:
     tonight = night("batch_blocking", "Killed while waiting")
     tonight.begin()
@@ -122,7 +122,7 @@ def test_a_worker_killed_while_it_waits_takes_up_the_same_jobs(night: Begun) -> 
     assert {row.outcome for row in tonight.assert_all_is_whole(8)} == {"succeeded"}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_worker_killed_while_landing_lands_the_rest(night: Begun) -> None:
     tonight = night("batch_deferred", "Killed while landing")
     tonight.emulator.add_fault(fault="slow", on="media", match="Killed while landing 00", seconds=4)
@@ -134,7 +134,7 @@ def test_a_worker_killed_while_landing_lands_the_rest(night: Begun) -> None:
     assert {row.outcome for row in tonight.assert_all_is_whole(24)} == {"succeeded"}
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_batch_outlives_its_triggerer(night: Begun, airflow: LocalAirflow) -> None:
     tonight = night("batch_deferred", "The triggerer of the batch dies")
     tonight.emulator.add_fault(fault="job", match="triggerer of the batch dies", run_seconds=20)
@@ -180,7 +180,7 @@ def restarting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Local
             yield own, gateway
 
 
-@pytest.mark.long
+@pytest.mark.slow
 def test_a_batch_outlives_its_gateway(
     restarting: tuple[LocalAirflow, EmulatorProcess], tmp_path: Path
 ) -> None:

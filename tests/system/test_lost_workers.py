@@ -19,7 +19,7 @@ from tests.system.waiting import eventually
 
 __all__ = ["bucket", "s3_server"]
 
-pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(600)]
 
 DAGS = Path(__file__).parent / "dags"
 

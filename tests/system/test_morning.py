@@ -42,12 +42,13 @@ def airflow(
     dags = tmp_path_factory.mktemp("dags")
     for file in (
         PROJECT / "dags_examples" / "morning.py",
+        PROJECT / "dags_examples" / "nightly_batch.py",
         Path(__file__).parent / "morning_dags" / "night.py",
     ):
-        # A run that an asset starts has the parameters that are written in the file.
-        (dags / file.name).write_text(
-            file.read_text().replace("file:///tmp/published", published.as_uri()), encoding="utf-8"
-        )
+        # A run that an asset starts has the parameters that are written in the file; and last night's is not made.
+        text = file.read_text().replace("file:///tmp/published", published.as_uri())
+        text = text.replace('schedule="0 2 * * *"', "schedule=None")
+        (dags / file.name).write_text(text, encoding="utf-8")
     connection = {
         "conn_type": "uniapi_fal",
         "host": emulator.url,
@@ -60,8 +61,8 @@ def airflow(
         environment={"AIRFLOW_CONN_FAL_DEFAULT": json.dumps(connection)},
         config={"scheduler": {"use_job_schedule": True}},
     ) as airflow:
-        airflow.wait_for_dag("night")
-        airflow.wait_for_dag("morning")
+        for dag_id in ("night", "nightly_batch", "morning"):
+            airflow.wait_for_dag(dag_id)
         airflow.unpause("morning")
         yield airflow
 
@@ -72,11 +73,13 @@ def mornings(airflow: LocalAirflow) -> list[str]:
     ]
 
 
-def until_a_person_is_asked(airflow: LocalAirflow, folder: Path) -> str:
+def until_a_person_is_asked(airflow: LocalAirflow, dag_id: str, conf: dict[str, str]) -> str:
     """Let a night land; return the morning that it started, once that waits for an answer."""
     known = len(mornings(airflow))
-    night = airflow.trigger("night", conf={"folder": folder.as_uri()})
-    assert airflow.wait_for_run("night", night, 120) == "success"
+    night = airflow.trigger(dag_id, conf=conf)
+    if dag_id == "nightly_batch":
+        airflow.wait_for_task(dag_id, night, "media", "deferred")
+    assert airflow.wait_for_run(dag_id, night, 120) == "success"
     eventually(lambda: len(mornings(airflow)) > known, 60)
     run_id = mornings(airflow)[-1]
     eventually(lambda: state_of(airflow, run_id, "approve") == "awaiting_input", 120)
@@ -94,6 +97,12 @@ def has_seen_the_end_of(airflow: LocalAirflow, run_id: str, task_id: str) -> boo
     )
 
 
+def last_event(airflow: LocalAirflow) -> Any:
+    """Return what the last asset event of a night has told."""
+    [(extra,)] = airflow.query("SELECT extra FROM asset_event ORDER BY id DESC LIMIT 1")
+    return json.loads(extra)
+
+
 def state_of(airflow: LocalAirflow, run_id: str, task_id: str) -> Any:
     return airflow.task_instance("morning", run_id, task_id).state
 
@@ -102,10 +111,9 @@ def test_the_night_is_on_a_sheet_and_published_only_after_an_approval(
     airflow: LocalAirflow, published: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "night"
-    run_id = until_a_person_is_asked(airflow, folder)
+    run_id = until_a_person_is_asked(airflow, "night", {"folder": folder.as_uri()})
 
-    [(extra,)] = airflow.query("SELECT extra FROM asset_event ORDER BY id DESC LIMIT 1")
-    told = json.loads(extra)
+    told = last_event(airflow)
     assert told["manifest_path"] == (folder / "manifest.jsonl").as_uri()
     assert told["counts"]["succeeded"] == told["counts"]["asked"] == 1
     with Image.open(folder / "contact-sheet.jpg") as sheet:
@@ -126,11 +134,34 @@ def test_the_night_is_on_a_sheet_and_published_only_after_an_approval(
     assert airflow.places_with(KEY) == []
 
 
-def test_what_a_person_rejects_is_not_published(
-    airflow: LocalAirflow, published: Path, tmp_path: Path
+def test_a_batch_starts_the_morning_and_what_a_person_rejects_is_not_published(
+    airflow: LocalAirflow, emulator: Emulator, published: Path, tmp_path: Path
 ) -> None:
+    emulator.add_fault(fault="job", match="A quay that is flagged", flagged=True)
+    prompts = {"quay": "A quay at noon", "dark": "A quay that is flagged", "pier": "A pier at dusk"}
+    table = tmp_path / "prompts.jsonl"
+    table.write_text(
+        "\n".join(json.dumps({"key": key, "arguments": {"prompt": text}}) for key, text in prompts.items())
+    )
     before = sorted(published.rglob("*"))
-    run_id = until_a_person_is_asked(airflow, tmp_path / "night")
+    places = {"prompts": table.as_uri(), "destination": (tmp_path / "nights").as_uri()}
+    run_id = until_a_person_is_asked(airflow, "nightly_batch", places)
+
+    told = last_event(airflow)
+    [folder] = (tmp_path / "nights").iterdir()
+    assert told["manifest_path"] == (folder / "manifest.jsonl").as_uri()
+    manifest = read_manifest(ObjectStoragePath(told["manifest_path"]))
+    assert told["counts"] == manifest.counts
+    assert {row.key: (row.outcome, row.posts) for row in manifest.rows} == {
+        "quay": ("succeeded", 1),
+        "dark": ("flagged", 1),
+        "pier": ("succeeded", 1),
+    }
+    assert all(check.problem is None for check in verify_files(manifest))
+    selected = read_manifest(ObjectStoragePath((folder / "selected.jsonl").as_uri()))
+    assert [row.key for row in selected.rows] == ["quay", "pier"]
+    assert (folder / "contact-sheet.jpg").exists()
+
     airflow.answer("morning", run_id, "approve", "Reject")
     assert airflow.wait_for_run("morning", run_id, 120) == "success"
     assert state_of(airflow, run_id, "publish") == "skipped"

@@ -192,13 +192,14 @@ def test_a_truncated_file_is_fetched_again_and_never_passed_off_as_whole(
 
 
 @pytest.mark.parametrize(
-    ("status", "gone"), [("404 No", True), ("410 Gone", True), ("403 No", True), ("400 Bad", False)]
+    ("status", "gone"), [("404 No", True), ("410 Gone", True), ("403 No", False), ("400 Bad", False)]
 )
-def test_a_file_that_is_gone_is_not_asked_for_again(
+def test_a_file_that_is_gone_or_refused_is_not_asked_for_again(
     start: Start, tmp_path: Path, status: str, gone: bool
 ) -> None:
     server = start(answer(b"x", status))
-    assert refused(f"{server.url}/a", tmp_path).gone is gone
+    error = refused(f"{server.url}/a", tmp_path)
+    assert (error.gone, error.status) == (gone, int(status[:3]))
     assert len(server.seen) == 1
 
 

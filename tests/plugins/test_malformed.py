@@ -37,7 +37,7 @@ ROWS: tuple[Any, ...] = (
     {"metadata": [1]},
     {"metadata": None},
     {"request_id": 5},
-    {"seed": "7"},
+    {"seed": "seven"},
     {"submitted_at": "x"},
     {"submitted_at": 1e300},
     {"submitted_at": -1e12},

@@ -144,7 +144,9 @@ def _row(
         return None, [f"{where}: {error.failure.what}"]
     metadata = {str(name): value for name, value in given.items() if name not in FIELDS}
     try:
-        json.dumps(metadata)
+        json.dumps(metadata, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return None, [f"{where}: half of a surrogate pair is in its metadata"]
     except (TypeError, ValueError):
         return None, [f"{where}: its metadata has no form in JSON"]
     row = Row(

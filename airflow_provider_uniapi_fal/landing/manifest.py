@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.landing.files import LandedFile
-from airflow_provider_uniapi_fal.landing.storage import put, put_bytes, sha256_of
+from airflow_provider_uniapi_fal.landing.storage import json_text, put, put_bytes, sha256_of
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.errors import Failure
@@ -201,12 +201,12 @@ def write_manifest(manifest: Manifest, path: ObjectStoragePath) -> dict[str, Any
         lines, digest = Path(folder, "rows"), hashlib.sha256()
         with lines.open("wb") as writer:
             for row in manifest.rows:
-                line = json.dumps(row.to_json(), ensure_ascii=False).encode() + b"\n"
+                line = json_text(row.to_json()) + b"\n"
                 digest.update(line)
                 writer.write(line)
         put(lines, path)
     summary = summary_of(manifest, digest.hexdigest())
-    put_bytes(json.dumps(summary, ensure_ascii=False, indent=1).encode(), summary_path(path))
+    put_bytes(json_text(summary, indent=1), summary_path(path))
     return summary
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -30,8 +31,21 @@ _opening = threading.Lock()
 
 def is_plain_name(name: str) -> bool:
     """Whether a text is the name of a file and leads nowhere else."""
-    short = len(name.encode(errors="replace")) <= _MAX_NAME_BYTES
+    try:
+        short = len(name.encode()) <= _MAX_NAME_BYTES
+    except UnicodeEncodeError:  # half of a surrogate pair, which has no place in a path
+        return False
     return short and _NAME.fullmatch(name) is not None and name not in (".", "..") and name == name.strip()
+
+
+def json_text(value: Any, *, errors: str = "replace", indent: int | None = None) -> bytes:
+    """
+    Return JSON as it is written into storage, whatever texts a stranger's reply has brought into it.
+
+    :param errors: what becomes of half a surrogate pair, which UTF-8 has no place for: ``replace`` puts a question
+        mark there, so that everybody can read it; ``backslashreplace`` is read back as the very same text
+    """
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", errors)
 
 
 def put(source: Path, target: ObjectStoragePath) -> None:

@@ -35,7 +35,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
-from airflow_provider_uniapi_fal.landing.storage import put_bytes
+from airflow_provider_uniapi_fal.landing.storage import json_text, put_bytes
 from airflow_provider_uniapi_fal.ledger.rows import Entry, RowState, join, state_of
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobResult
@@ -127,7 +127,7 @@ class Journal:
         journal._epoch = max((number for number, _, _ in openings), default=0) + 1
         name = f"{journal._epoch:06d}-{owner.mark}-{journal._writer}.json"
         header = {"schema_version": JOURNAL_VERSION, **asdict(owner)}
-        _put(json.dumps(header).encode(), folder / "openings" / name)
+        _put(_written(header), folder / "openings" / name)
         journal._opening = name
         try:
             journal._refuse_others(owner)
@@ -165,10 +165,10 @@ class Journal:
 
     def _write(self, entries: list[Entry]) -> None:
         header = {"schema_version": JOURNAL_VERSION, "entries": len(entries)}
-        lines = [json.dumps(each, ensure_ascii=False) for each in (header, *(e.to_json() for e in entries))]
+        lines = [_written(each) for each in (header, *(e.to_json() for e in entries))]
         place, written = self._place + 1, self._written + 1
         name = f"{self._epoch:06d}-{place:06d}-{self._writer}-{written:06d}.jsonl"
-        _put(("\n".join(lines) + "\n").encode(), self.folder / "segments" / name)
+        _put(b"\n".join(lines) + b"\n", self.folder / "segments" / name)
         self._place, self._written = place, written
         self._read.add(name)
         for entry in entries:
@@ -232,7 +232,7 @@ class Journal:
             "segments": sorted(self._read),
             "rows": {key: state.to_json() for key, state in self.rows.items()},
         }
-        _put(json.dumps(data, ensure_ascii=False).encode(), self.folder / "snapshots" / name)
+        _put(_written(data), self.folder / "snapshots" / name)
 
     def _openings(self) -> list[tuple[int, str, str]]:
         """Return number, owner's mark and name of each opening."""
@@ -284,6 +284,11 @@ def _entries(path: ObjectStoragePath, text: bytes) -> list[Entry]:
         return [Entry.from_json(json.loads(line)) for line in lines]
     except (ValueError, TypeError, KeyError) as error:
         raise error_of(_unreadable(path, error)) from error
+
+
+def _written(value: Any) -> bytes:
+    """Return JSON that is read back as it was: what was paid for is written down, however odd its texts are."""
+    return json_text(value, errors="backslashreplace")
 
 
 def _parts(name: str) -> tuple[int, int, str, int]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,15 @@ def row(key: str, outcome: str = "succeeded", **fields: Any) -> ManifestRow:
 @pytest.fixture
 def path(tmp_path: Path) -> ObjectStoragePath:
     return ObjectStoragePath((tmp_path / "night" / "manifest.jsonl").as_uri())
+
+
+def test_half_a_character_in_a_row_costs_no_manifest_and_is_read_by_everybody(
+    path: ObjectStoragePath,
+) -> None:
+    odd = replace(PICTURE, content_type="image/\ud83d")
+    write_manifest(Manifest((row("a", files=(odd,)), row("b"))), path)
+    [first, _] = read_manifest(path).rows
+    assert first.files[0].content_type == "image/?"
 
 
 def test_a_manifest_is_read_as_it_was_written(path: ObjectStoragePath) -> None:

@@ -237,7 +237,22 @@ def test_a_plain_name_is_one(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "a/b", "../a", "a\\b", "a\nb", "a\0", " a", "a ", "x" * 201, "海" * 67, "\x7f"],
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "../a",
+        "a\\b",
+        "a\nb",
+        "a\0",
+        " a",
+        "a ",
+        "x" * 201,
+        "海" * 67,
+        "\x7f",
+        "a\ud83d",
+    ],
 )
 def test_what_leads_elsewhere_or_is_too_long_is_no_plain_name(name: str) -> None:
     assert not is_plain_name(name)

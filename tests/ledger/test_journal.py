@@ -71,6 +71,15 @@ def test_what_was_written_is_read_by_the_next_one(folder: ObjectStoragePath) -> 
     assert len(segments(folder)) == 2
 
 
+def test_what_was_paid_for_is_written_down_whatever_half_characters_are_in_it(
+    folder: ObjectStoragePath,
+) -> None:
+    first = Journal.opened(folder, OWNER)
+    half = replace(handle(), model="\ud83d \\ud83d")
+    first.write([replace(succeeded("a"), handle=half)])
+    assert Journal.reading(folder).rows == first.rows
+
+
 def test_a_result_is_kept_with_its_data_uris_and_without_the_prompt(folder: ObjectStoragePath) -> None:
     Journal.opened(folder, OWNER).write([succeeded("a"), succeeded("b"), submitted("c")])
     found = dict(Journal.reading(folder).results(["a", "b", "c"]))

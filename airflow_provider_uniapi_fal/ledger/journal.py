@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 JOURNAL_VERSION = 1
 
-#: An opening that finds more segments than these sums them up, so that the next one reads few.
+#: An opening sums up what it has found once that is more than so many segments, and more than what was summed up
+#: already: so the next one reads few, and all summaries together are no longer than twice the last one.
 SEGMENTS_PER_SNAPSHOT = 64
 
 #: Segments that are read at once from an object store.
@@ -94,6 +95,7 @@ class Journal:
         self.folder = folder
         self.rows: dict[str, RowState] = {}
         self._read: set[str] = set()
+        self._summed_up: set[str] = set()
         self._epoch = 0
         self._writer = uuid.uuid4().hex[:12]
         self._written = 0
@@ -136,7 +138,7 @@ class Journal:
             (folder / "openings" / name).unlink()
             raise
         journal.refresh()
-        if len(journal._read) > SEGMENTS_PER_SNAPSHOT:
+        if len(journal._read - journal._summed_up) > max(SEGMENTS_PER_SNAPSHOT, len(journal._summed_up)):
             journal._sum_up()
         return journal
 
@@ -224,6 +226,7 @@ class Journal:
             self._read |= set(data["segments"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise error_of(_unreadable(self.folder / "snapshots" / max(names), error)) from error
+        self._summed_up = set(self._read)
 
     def _sum_up(self) -> None:
         name = f"{self._epoch:06d}-{self._place:06d}-{self._writer}-{self._written:06d}.json"

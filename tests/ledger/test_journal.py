@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import ObjectStoragePath
@@ -16,6 +16,9 @@ from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner, journal_f
 from airflow_provider_uniapi_fal.ledger.rows import Entry, Step, spooled
 from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
 from tests.fakes import handle
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 OWNER = Owner("nights", "tonight", "batch")
 OTHER = replace(OWNER, run_id="tomorrow")
@@ -208,6 +211,34 @@ def test_many_segments_are_summed_up_and_say_the_same(
     assert third.rows["late"].step is Step.SUBMITTED
     assert [key for key, state in third.rows.items() if state.step is Step.SUCCEEDED] == ["3", "4"]
     assert dict(third.results(["3", "4"])).keys() == {"3", "4"}
+
+
+def size_of(folder: ObjectStoragePath, kind: str) -> int:
+    folder.fs.invalidate_cache()
+    below = (folder / kind).path
+    return sum(folder.fs.size(name) for name in folder.fs.find(below))
+
+
+def a_night(folder: ObjectStoragePath, rows: int) -> float:
+    """Write the journal of a night that opens it anew for each ten rows; return the bytes of a row."""
+    journal = Journal.opened(folder, OWNER)
+    for first in range(0, rows, 5):
+        journal.write([submitted(f"{number:05}") for number in range(first, first + 5)])
+    for first in range(0, rows, 10):
+        Journal.reading(folder).write([succeeded(f"{number:05}") for number in range(first, first + 10)])
+        Journal.opened(folder, OWNER)
+    return sum(size_of(folder, kind) for kind in ("openings", "segments", "snapshots")) / rows
+
+
+def test_the_journal_of_a_long_night_is_no_longer_by_the_row_than_that_of_a_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "SEGMENTS_PER_SNAPSHOT", 4)
+    folders = [ObjectStoragePath(f"file://{tmp_path}/{rows}.journal") for rows in (100, 600)]
+    short, long = a_night(folders[0], 100), a_night(folders[1], 600)
+    assert long < 1.3 * short
+    newest = max((folders[1] / "snapshots").iterdir(), key=lambda path: path.name)
+    assert size_of(folders[1], "snapshots") < 3 * len(newest.read_bytes())
 
 
 def test_a_summary_that_cannot_be_read_is_an_error(

@@ -8,12 +8,14 @@ two: the intents before its posts, the outcomes after them. What the segments co
 ::
 
     <manifest>.journal/
-      openings/000002-<owner>-<writer>.json          who posts: the newest opening, and no other
+      openings/000002-<owner>-<writer>.json          who posts: the newest opening, and no other; what it has found
       segments/000002-000007-<writer>-000003.jsonl   a header, then one entry a line
       snapshots/000002-000009-<writer>-000000.json   what the segments that it names come to: read in their place
 
 The numbers of a segment are its opening, its place among all segments of that opening, and its place among those
-of its writer, by which a lost segment is noticed.
+of its writer. Nothing is ever deleted or written twice, and what was there is known: the numbers of the openings and
+of each writer's segments have no gaps, each opening notes what it has found, and the manifest of an earlier try names
+the rows that were posted. So what somebody else has deleted is noticed, and not posted again.
 
 **Two tries at once.** A worker that lost touch with Airflow goes on while its retry begins. Each opening is
 numbered. A writer writes its intents first, then looks whether it is still the newest, and only then posts. A new
@@ -31,7 +33,7 @@ import threading
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
@@ -81,6 +83,19 @@ def journal_folder(manifest_path: ObjectStoragePath) -> ObjectStoragePath:
     return manifest_path.parent / f"{manifest_path.stem}.journal"
 
 
+@dataclass(frozen=True)
+class _Found:
+    """
+    What an opening has found before it was written: whoever comes later finds at least that.
+
+    :param snapshot: the newest summary
+    :param segments: the segments that are not in it: by writer, the number of the last one
+    """
+
+    snapshot: str | None = None
+    segments: Mapping[str, int] = field(default_factory=dict)
+
+
 class Journal:
     """
     What is known of each row of a batch, and the means to write more of it.
@@ -96,6 +111,7 @@ class Journal:
         self.rows: dict[str, RowState] = {}
         self._read: set[str] = set()
         self._summed_up: set[str] = set()
+        self._snapshot: str | None = None
         self._epoch = 0
         self._writer = uuid.uuid4().hex[:12]
         self._written = 0
@@ -111,7 +127,6 @@ class Journal:
         :raises FalSubmitOutcomeUnknown: if it is there and cannot be read
         """
         journal = cls(folder)
-        journal._epoch = max((number for number, _, _ in journal._openings()), default=0)
         journal.refresh()
         return journal
 
@@ -125,19 +140,20 @@ class Journal:
         """
         journal = cls(folder)
         journal._refuse_others(owner)
-        openings = journal._openings()
-        journal._epoch = max((number for number, _, _ in openings), default=0) + 1
+        journal.refresh()
+        journal._epoch += 1
         name = f"{journal._epoch:06d}-{owner.mark}-{journal._writer}.json"
-        header = {"schema_version": JOURNAL_VERSION, **asdict(owner)}
+        header = {"schema_version": JOURNAL_VERSION, **asdict(owner), "found": asdict(journal._found())}
         _put(_written(header), folder / "openings" / name)
         journal._opening = name
         try:
             journal._refuse_others(owner)
         except FalError:
             # Two runs began at once. Each that sees the other withdraws, so that none is paid for twice.
-            (folder / "openings" / name).unlink()
+            journal._withdraw()
             raise
         journal.refresh()
+        journal._refuse_a_manifest_that_knows_more()
         if len(journal._read - journal._summed_up) > max(SEGMENTS_PER_SNAPSHOT, len(journal._summed_up)):
             journal._sum_up()
         return journal
@@ -146,17 +162,19 @@ class Journal:
         """
         Take in what others have written since.
 
-        :raises FalSubmitOutcomeUnknown: if a segment cannot be read, or is missing
+        :raises FalSubmitOutcomeUnknown: if something cannot be read, or is missing
         """
-        names = set(self._names("segments"))
+        # What an opening has found is looked for after the opening was read, so it must be there.
+        newest, found = self._newest_opening()
+        self._epoch = self._epoch or newest
         if not self._read:
-            self._take_snapshot()
+            self._take_snapshot(found.snapshot)
+        names = self._segments(found)
         fresh = sorted(names - self._read)
-        _refuse_gaps(self.folder, names | self._read)
         for name, text in zip(fresh, self._texts("segments", fresh), strict=True):
             self._take(name, text)
         places = [place for epoch, place, _, _ in map(_parts, self._read) if epoch == self._epoch]
-        self._place = max(places, default=self._place)
+        self._place = max(places, default=0)
 
     def write(self, entries: Iterable[Entry]) -> None:
         """Write entries as one segment: when this returns, they are durable."""
@@ -182,7 +200,7 @@ class Journal:
 
         :raises FalProtocolError: if somebody did; what was posted is in the journal, and the other goes on with it
         """
-        newest = max(name for _, _, name in self._openings())
+        newest = max((name for _, _, name in self._openings()), default=None)
         if newest != self._opening:
             raise error_of(_superseded())
 
@@ -214,19 +232,22 @@ class Journal:
             self._join(entry.key, state_of(entry, (epoch, place, writer), name))
         self._read.add(name)
 
-    def _take_snapshot(self) -> None:
+    def _take_snapshot(self, noted: str | None) -> None:
         names = self._names("snapshots")
-        if not names:
+        newest = max(names, default=None)
+        if noted is not None and (newest is None or newest < noted):
+            raise error_of(_unreadable(self.folder, ValueError(f"the summary {noted} is missing")))
+        if newest is None:
             return
-        [text] = self._texts("snapshots", [max(names)])
+        [text] = self._texts("snapshots", [newest])
         try:
             data = json.loads(text)
             for key, state in data["rows"].items():
                 self._join(key, RowState.from_json(state))
             self._read |= set(data["segments"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise error_of(_unreadable(self.folder / "snapshots" / max(names), error)) from error
-        self._summed_up = set(self._read)
+            raise error_of(_unreadable(self.folder / "snapshots" / newest, error)) from error
+        self._summed_up, self._snapshot = set(self._read), newest
 
     def _sum_up(self) -> None:
         name = f"{self._epoch:06d}-{self._place:06d}-{self._writer}-{self._written:06d}.json"
@@ -236,6 +257,72 @@ class Journal:
             "rows": {key: state.to_json() for key, state in self.rows.items()},
         }
         _put(_written(data), self.folder / "snapshots" / name)
+
+    def _found(self) -> _Found:
+        """Return what has been read, as an opening notes it."""
+        numbers: dict[str, int] = {}
+        for _, _, writer, number in map(_parts, self._read - self._summed_up):
+            numbers[writer] = max(number, numbers.get(writer, 0))
+        return _Found(self._snapshot, numbers)
+
+    def _newest_opening(self) -> tuple[int, _Found]:
+        """Return the number of the newest opening, and what it notes."""
+        openings = self._openings()
+        if _first_gap({number for number, _, _ in openings}) is not None:
+            openings = self._openings()  # one that is written while a folder is listed may be passed over
+        gap = _first_gap({number for number, _, _ in openings})
+        if gap is not None:
+            raise error_of(_unreadable(self.folder, ValueError(f"opening {gap} is missing")))
+        if not openings:
+            return 0, _Found()
+        number, _, name = max(openings, key=lambda opening: opening[2])
+        path = self.folder / "openings" / name
+        try:
+            found = json.loads(path.read_bytes())["found"]
+            numbers = {str(writer): int(last) for writer, last in found["segments"].items()}
+            return number, _Found(found["snapshot"], numbers)
+        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise error_of(_unreadable(path, error)) from error
+
+    def _segments(self, found: _Found) -> set[str]:
+        """
+        Return the names of all segments.
+
+        :raises FalSubmitOutcomeUnknown: if one is missing: the rows in it would be posted again
+        """
+        for _ in range(2):  # one that is written while a folder is listed may be passed over
+            names = set(self._names("segments"))
+            missing = _missing(names | self._read, found.segments)
+            if missing is None:
+                break
+        else:
+            raise error_of(_unreadable(self.folder, ValueError(missing)))
+        latest = max((epoch for epoch, _, _, _ in map(_parts, names)), default=0)
+        if latest > self._epoch and latest not in {number for number, _, _ in self._openings()}:
+            raise error_of(_unreadable(self.folder, ValueError(f"opening {latest} is missing")))
+        return names
+
+    def _refuse_a_manifest_that_knows_more(self) -> None:
+        """Refuse a journal that lacks a row of which an earlier try said in the manifest that it was posted."""
+        path = self.folder.parent / f"{self.folder.stem}.jsonl"
+        path.fs.invalidate_cache(self.folder.parent.path)
+        try:
+            rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+            lost = [row["key"] for row in rows if row["posts"] and row["key"] not in self.rows]
+        except FileNotFoundError:
+            return
+        except (ValueError, TypeError, KeyError) as error:
+            raise error_of(_unreadable(path, error)) from error
+        if lost:
+            said = (
+                f"the manifest names {len(lost)} rows that were posted and are not in it, such as {lost[0]!r}"
+            )
+            raise error_of(_unreadable(self.folder, ValueError(said)))
+
+    def _withdraw(self) -> None:
+        """Take the opening away again, unless somebody has counted on from it."""
+        if self._opening and all(number <= self._epoch for number, _, _ in self._openings()):
+            (self.folder / "openings" / self._opening).unlink()
 
     def _openings(self) -> list[tuple[int, str, str]]:
         """Return number, owner's mark and name of each opening."""
@@ -271,11 +358,18 @@ class Journal:
         """Yield what is in files of the journal, without having all of it in memory at once."""
         paths = [self.folder / kind / name for name in names]
         if len(paths) < 2 or _is_local(self.folder):
-            yield from (path.read_bytes() for path in paths)
+            yield from map(_text, paths)
             return
         with ThreadPoolExecutor(READERS) as pool:
             for first in range(0, len(paths), READERS):
-                yield from pool.map(lambda path: path.read_bytes(), paths[first : first + READERS])
+                yield from pool.map(_text, paths[first : first + READERS])
+
+
+def _text(path: ObjectStoragePath) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise error_of(_unreadable(path, error)) from error
 
 
 def _entries(path: ObjectStoragePath, text: bytes) -> list[Entry]:
@@ -301,16 +395,27 @@ def _parts(name: str) -> tuple[int, int, str, int]:
     return int(match[1]), int(match[2]), match[3], int(match[4])
 
 
-def _refuse_gaps(folder: ObjectStoragePath, names: Collection[str]) -> None:
-    """Refuse a journal of which a segment was lost: the rows in it would be posted again."""
-    last: dict[str, set[int]] = {}
+def _first_gap(numbers: Collection[int], last: int = 0) -> int | None:
+    """Return the first number from 1 that is missing before the last one."""
+    last = max(last, *numbers, 0)
+    return None if len(numbers) == last else min(set(range(1, last + 1)) - set(numbers))
+
+
+def _missing(names: Collection[str], noted: Mapping[str, int]) -> str | None:
+    """
+    Return which segment is missing, in words.
+
+    :param noted: by writer, the number of the last segment that is known to have been there
+    """
+    numbers: dict[str, set[int]] = {writer: set() for writer in noted}
     for name in names:
         _, _, writer, number = _parts(name)
-        last.setdefault(writer, set()).add(number)
-    for numbers in last.values():
-        if len(numbers) != max(numbers):
-            missing = min(set(range(1, max(numbers))) - numbers)
-            raise error_of(_unreadable(folder, ValueError(f"segment {missing} of a writer is missing")))
+        numbers.setdefault(writer, set()).add(number)
+    for writer, found in numbers.items():
+        gap = _first_gap(found, noted.get(writer, 0))
+        if gap is not None:
+            return f"segment {gap} of writer {writer} is missing"
+    return None
 
 
 def _unreadable(path: ObjectStoragePath, error: Exception) -> Failure:

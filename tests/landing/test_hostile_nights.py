@@ -11,7 +11,7 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 from PIL import Image
 
-from airflow_provider_uniapi_fal.exceptions import FalInputError
+from airflow_provider_uniapi_fal.exceptions import FalInputError, FalSubmitOutcomeUnknown
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.landing.manifest import read_manifest, verify_files
 from airflow_provider_uniapi_fal.operators import batch as operators
@@ -163,6 +163,23 @@ def test_hostile_results_are_errors_of_their_own_rows_in_a_whole_night(
         "manifest.summary.json",
         *(f"row-{n:03}.jpg" for n in range(6, 9)),
     }
+
+
+@pytest.mark.parametrize("what", ["segments/000001-", "openings/000001-", "segments/"])
+def test_a_night_of_which_a_lifecycle_rule_has_deleted_old_files_pays_nothing_again(
+    start: Start, place: str, what: str
+) -> None:
+    emulator = start(faults=["job match=002 failure=refused times=1"])
+    task = BatchTask(f"{place}/night", requests=table(3), min_success_ratio=0.5, **MODES["blocking"])
+    task.run()
+    task.next_try(cleared=True).run()
+    assert posts(emulator) == 4
+    for name in _all_below(task.place):
+        if f"manifest.journal/{what}" in name:
+            ObjectStoragePath(task.place).fs.rm_file(name)
+    with pytest.raises(FalSubmitOutcomeUnknown, match="journal cannot be read"):
+        task.next_try(cleared=True).run()
+    assert posts(emulator) == 4
 
 
 def _all_below(place: str) -> list[str]:

@@ -24,6 +24,10 @@ OWNER = Owner("nights", "tonight", "batch")
 OTHER = replace(OWNER, run_id="tomorrow")
 
 
+#: The two ways to read a journal.
+READS = (Journal.reading, lambda where: Journal.opened(where, OWNER))
+
+
 @pytest.fixture
 def folder(place: str) -> ObjectStoragePath:
     return journal_folder(ObjectStoragePath(place) / "night" / "manifest.jsonl")
@@ -177,7 +181,7 @@ def test_a_journal_that_cannot_be_read_is_an_error_and_never_an_empty_one(
         lines = [json.loads(line) for line in text.splitlines()]
         del lines[1]["handle"]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for read in (Journal.reading, lambda where: Journal.opened(where, OWNER)):
+    for read in READS:
         with pytest.raises(FalSubmitOutcomeUnknown, match="journal cannot be read"):
             read(folder)
 
@@ -239,6 +243,148 @@ def test_the_journal_of_a_long_night_is_no_longer_by_the_row_than_that_of_a_shor
     assert long < 1.3 * short
     newest = max((folders[1] / "snapshots").iterdir(), key=lambda path: path.name)
     assert size_of(folders[1], "snapshots") < 3 * len(newest.read_bytes())
+
+
+def test_a_summary_that_was_there_and_is_not_is_an_error(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "SEGMENTS_PER_SNAPSHOT", 2)
+    first = Journal.opened(folder, OWNER)
+    for key in "abc":
+        first.write([submitted(key)])
+    Journal.opened(folder, OWNER).write([submitted("d")])
+    second = Journal.opened(folder, OWNER)
+    assert second.rows.keys() == set("abcd")
+    [path] = (folder / "snapshots").iterdir()
+    path.unlink()
+    for read in READS:
+        with pytest.raises(FalSubmitOutcomeUnknown, match=r"summary .* is missing"):
+            read(folder)
+
+
+@pytest.mark.parametrize("summed_up", [True, False])
+def test_a_writer_of_which_every_segment_is_gone_is_missed(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch, summed_up: bool
+) -> None:
+    """As a bucket's lifecycle rule deletes the oldest files."""
+    monkeypatch.setattr(journals, "SEGMENTS_PER_SNAPSHOT", 1 if summed_up else 64)
+    first = Journal.opened(folder, OWNER)
+    first.write([submitted("a")])
+    first.write([succeeded("a")])
+    Journal.opened(folder, OWNER).write([submitted("b")])
+    for path in segments(folder)[:2]:
+        path.unlink()
+    if summed_up:
+        # The row is known by the summary, so nothing is paid again; its result is gone, which is said.
+        kept = Journal.opened(folder, OWNER)
+        assert kept.rows.keys() == {"a", "b"}
+        with pytest.raises(FalSubmitOutcomeUnknown, match="journal cannot be read"):
+            dict(kept.results(["a"]))
+        return
+    for read in READS:
+        with pytest.raises(FalSubmitOutcomeUnknown, match=r"segment 1 of writer .* is missing"):
+            read(folder)
+    for path in segments(folder):
+        path.unlink()
+    for read in READS:
+        with pytest.raises(FalSubmitOutcomeUnknown, match="is missing"):
+            read(folder)
+
+
+@pytest.mark.parametrize("gone", ["000001", "000002", "all"])
+def test_an_opening_that_is_gone_is_missed(folder: ObjectStoragePath, gone: str) -> None:
+    for key in "abc":
+        Journal.opened(folder, OWNER).write([submitted(key)])
+    for path in list((folder / "openings").iterdir()):
+        if gone in ("all", path.name[:6]):
+            path.unlink()
+    for read in READS:
+        with pytest.raises(FalSubmitOutcomeUnknown, match=r"opening . is missing"):
+            read(folder)
+
+
+def test_an_opening_that_cannot_be_read_is_an_error(folder: ObjectStoragePath) -> None:
+    Journal.opened(folder, OWNER).write([submitted("a")])
+    [path] = (folder / "openings").iterdir()
+    path.write_text("{}")
+    for read in READS:
+        with pytest.raises(FalSubmitOutcomeUnknown, match="journal cannot be read"):
+            read(folder)
+
+
+def test_a_journal_that_lacks_what_the_manifest_says_was_posted_is_an_error(
+    folder: ObjectStoragePath,
+) -> None:
+    manifest = folder.parent / "manifest.jsonl"
+    Journal.opened(folder, OWNER).write([submitted("a")])
+    for path in segments(folder):
+        path.unlink()
+    rows = [{"key": "carried over", "posts": 0}, {"key": "missing", "posts": 0}]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert Journal.opened(folder, OWNER).rows == {}
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"key": "a", "posts": 1}]))
+    with pytest.raises(FalSubmitOutcomeUnknown, match=r"names 1 rows that were posted .* such as 'a'"):
+        Journal.opened(folder, OWNER)
+    manifest.write_text("a half row\n")
+    with pytest.raises(FalSubmitOutcomeUnknown, match="journal cannot be read"):
+        Journal.opened(folder, OWNER)
+
+
+def test_a_listing_that_passes_over_what_is_written_meanwhile_misses_nothing(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder is listed piece by piece: it may show the later of two new files without the earlier one."""
+    listed, passed_over = journals._listed, set[str]()
+
+    def hasty(where: ObjectStoragePath) -> list[str]:
+        names = listed(where)
+        hidden = {name for name in names if name.startswith(("000001-000001", f"000001-{OWNER.mark}"))}
+        hidden -= passed_over
+        passed_over.update(hidden)
+        return [name for name in names if name not in hidden]
+
+    first = Journal.opened(folder, OWNER)
+    first.write([entry("a")])
+    first.write([submitted("a")])
+    Journal.opened(folder, OWNER)
+    monkeypatch.setattr(journals, "_listed", hasty)
+    assert Journal.reading(folder).rows["a"].step is Step.SUBMITTED
+    assert len(passed_over) == 2
+
+
+def test_an_opening_that_comes_while_a_journal_is_read_is_no_missing_one(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Journal.opened(folder, OWNER).write([entry("a")])
+    names, met = Journal._names, list[str]()
+
+    def meet(self: Journal, kind: str) -> list[str]:
+        if kind == "segments" and not met:
+            met.append(kind)
+            Journal.opened(folder, OWNER).write([submitted("a")])
+        return names(self, kind)
+
+    monkeypatch.setattr(Journal, "_names", meet)
+    assert Journal.reading(folder).rows["a"].step is Step.SUBMITTED
+
+
+def test_a_run_that_withdraws_leaves_the_opening_that_another_try_counts_on(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, met = journals._put, list[Journal]()
+
+    def put_and_be_met(content: bytes, target: ObjectStoragePath) -> None:
+        put(content, target)
+        if not met:
+            met.append(Journal(folder))
+            Journal.opened(folder, OWNER)
+            (folder / "openings" / f"000001-{OTHER.mark}-{'0' * 12}.json").write_text("{}")
+
+    monkeypatch.setattr(journals, "_put", put_and_be_met)
+    with pytest.raises(FalInputError):
+        Journal.opened(folder, OWNER)
+    (folder / "openings" / f"000001-{OTHER.mark}-{'0' * 12}.json").unlink()
+    assert Journal.opened(folder, OWNER).rows == {}
 
 
 def test_a_summary_that_cannot_be_read_is_an_error(

@@ -54,6 +54,7 @@ def media() -> Iterator[ScriptedServer]:
         "/page": (b"<!doctype html><html>Not here</html>", "image/png"),
         "/empty": (b"", "image/png"),
         "/cut": (picture()[:-20], "image/png"),
+        "/elf": (b"\x7fELF\2\1\1\0" + bytes(99), "image/png"),
     }
 
     def answer(call: Exchange) -> None:
@@ -144,12 +145,13 @@ def test_hostile_results_are_errors_of_their_own_rows_in_a_whole_night(
         "row-003": ({"images": [{"url": "http://localhost:1/x"}]}, "private address"),
         "row-004": ({"images": [{"url": "data:image/png;base64,***"}]}, "cannot be decoded"),
         "row-005": ({"images": [{"url": f"{media.url}/{n}"} for n in range(101)]}, "101 files"),
+        "row-006": ({"images": [{"url": f"{media.url}/elf", "content_type": "image/png"}]}, "no picture"),
     }
     for key, (fields, _) in hostile.items():
         emulator.add_fault(fault="body", on="result", match=f"{PROMPT} {key[-3:]}", **fields)
-    task = BatchTask(f"{place}/night", requests=table(9), min_success_ratio=0.3, **mode)
-    assert counts(task.run()) == {"asked": 9, "succeeded": 3, "failed": 6}
-    assert posts(emulator) == 9
+    task = BatchTask(f"{place}/night", requests=table(10), min_success_ratio=0.3, **mode)
+    assert counts(task.run()) == {"asked": 10, "succeeded": 3, "failed": 7}
+    assert posts(emulator) == 10
     rows = rows_of(task)
     assert_the_others_are_whole(rows, *hostile)
     for key, (_, says) in hostile.items():
@@ -161,7 +163,7 @@ def test_hostile_results_are_errors_of_their_own_rows_in_a_whole_night(
     assert landed == {
         "manifest.jsonl",
         "manifest.summary.json",
-        *(f"row-{n:03}.jpg" for n in range(6, 9)),
+        *(f"row-{n:03}.jpg" for n in range(7, 10)),
     }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import ObjectStoragePath
@@ -33,6 +33,18 @@ def with_files(arguments: Mapping[str, Any], inputs: MediaInputs) -> dict[str, A
     :raises FalInputError: if a file cannot be had, is too large or is no media file; nothing was submitted
     """
     return {key: _converted(value, key, f"arguments.{key}", inputs) for key, value in arguments.items()}
+
+
+def files_in(arguments: Any, inputs: MediaInputs, key: str = "") -> Iterator[str]:
+    """Yield the storage addresses that :func:`with_files` would replace."""
+    if isinstance(arguments, Mapping):
+        for name, value in arguments.items():
+            yield from files_in(value, inputs, name)
+    elif isinstance(arguments, (list, tuple)):
+        for value in arguments:
+            yield from files_in(value, inputs, key)
+    elif isinstance(arguments, str) and inputs.taken_by(key) and _is_in_storage(arguments):
+        yield arguments
 
 
 def schema_of(given: Any) -> Mapping[str, Any]:
@@ -78,11 +90,15 @@ def _converted(value: Any, key: str, where: str, inputs: MediaInputs) -> Any:
         return [_converted(item, key, f"{where}[{index}]", inputs) for index, item in enumerate(value)]
     if not isinstance(value, str) or not inputs.taken_by(key) or value.startswith(_SENT_AS_IT_IS):
         return value
-    if "://" in value:
+    if _is_in_storage(value):
         return _file(value, where, inputs)
     if inputs.bare:
         return value
     raise _refused(where, "is neither an address on the web nor one in storage, such as file:///… or s3://…")
+
+
+def _is_in_storage(value: str) -> bool:
+    return "://" in value and not value.startswith(_SENT_AS_IT_IS)
 
 
 def _file(address: str, where: str, inputs: MediaInputs) -> str:

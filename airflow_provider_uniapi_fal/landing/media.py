@@ -7,6 +7,7 @@ import base64
 import binascii
 import hashlib
 import itertools
+import posixpath
 import tempfile
 import threading
 import unicodedata
@@ -148,9 +149,14 @@ class Lander:
         await self._open.aclose()
 
     def remember(self, files: Iterable[LandedFile]) -> None:
-        """Keep the names of files that an earlier try of the same night landed, from other results."""
+        """Keep the names of files that stay: of other results of the same night, or of a night that it goes on with."""
         for file in files:
             self._names_taken.claim(file.path, file.sha256)
+
+    def reserve(self, paths: Iterable[str]) -> None:
+        """Keep the names of files that no media may take the place of: a manifest, the inputs."""
+        for path in paths:
+            self._names_taken.claim(path, "")
 
     async def land(
         self,
@@ -388,10 +394,8 @@ class _NamesTaken:
 
     def claim(self, path: str, sha256: str) -> bool:
         """Take a name; False if a file of other bytes has it."""
-        # Some file systems take two spellings for one name.
-        spelling = unicodedata.normalize("NFC", path).casefold()
         with self._lock:
-            return self._hashes.setdefault(spelling, sha256) == sha256
+            return self._hashes.setdefault(_spelling(path), sha256) == sha256
 
     def free(self, destination: ObjectStoragePath, name: str, suffix: str, sha256: str) -> ObjectStoragePath:
         """Take a name for a file: the one that was meant, else one with a part of its hash in it."""
@@ -400,6 +404,15 @@ class _NamesTaken:
             if self.claim(str(path), sha256):
                 return path
         raise MediaError(f"another file has the name {name}{suffix}")
+
+
+def _spelling(path: str) -> str:
+    """Return one spelling for all those of a place in storage: the connection that leads there says nothing of it."""
+    scheme, _, rest = path.rpartition("://")
+    host, slash, name = rest.partition("/")
+    plain = posixpath.normpath(f"{host.rpartition('@')[2]}{slash}{name}")
+    # Some file systems take two spellings for one name.
+    return unicodedata.normalize("NFC", f"{scheme or 'file'}://{plain}").casefold()
 
 
 def land(

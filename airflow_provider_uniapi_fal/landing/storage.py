@@ -35,7 +35,14 @@ def is_plain_name(name: str) -> bool:
         short = len(name.encode()) <= _MAX_NAME_BYTES
     except UnicodeEncodeError:  # half of a surrogate pair, which has no place in a path
         return False
-    return short and _NAME.fullmatch(name) is not None and name not in (".", "..") and name == name.strip()
+    # fsspec reads a path with two colons as one file inside another.
+    return (
+        short
+        and "::" not in name
+        and _NAME.fullmatch(name) is not None
+        and name not in (".", "..")
+        and name == name.strip()
+    )
 
 
 def json_text(value: Any, *, errors: str = "replace", indent: int | None = None) -> bytes:

@@ -83,6 +83,11 @@ def journal_folder(manifest_path: ObjectStoragePath) -> ObjectStoragePath:
     return manifest_path.parent / f"{manifest_path.stem}.journal"
 
 
+def manifest_beside(folder: ObjectStoragePath) -> ObjectStoragePath:
+    """Return where the manifest of a journal lies; the opposite of :func:`journal_folder`."""
+    return folder.parent / f"{folder.stem}.jsonl"
+
+
 @dataclass(frozen=True)
 class _Found:
     """
@@ -304,7 +309,7 @@ class Journal:
 
     def _refuse_a_manifest_that_knows_more(self) -> None:
         """Refuse a journal that lacks a row of which an earlier try said in the manifest that it was posted."""
-        path = self.folder.parent / f"{self.folder.stem}.jsonl"
+        path = manifest_beside(self.folder)
         path.fs.invalidate_cache(self.folder.parent.path)
         try:
             rows = [json.loads(line) for line in path.read_bytes().splitlines()]

@@ -252,6 +252,8 @@ def test_a_plain_name_is_one(name: str) -> None:
         "海" * 67,
         "\x7f",
         "a\ud83d",
+        "a::b",
+        "::",
     ],
 )
 def test_what_leads_elsewhere_or_is_too_long_is_no_plain_name(name: str) -> None:

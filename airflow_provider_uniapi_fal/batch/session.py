@@ -173,9 +173,15 @@ class Session:
             return self._watching.running
 
     def _keep_names(self) -> None:
-        """Let nothing that lands take the place of what is to stay."""
+        """Let nothing that lands take the place of what is to stay; what is made anew takes that of the old."""
+        made_anew = {row.key for row in self._plan.post}
         self._lander.remember(self._kept)
-        self._lander.remember(file for state in self._journal.rows.values() for file in files_of(state))
+        self._lander.remember(
+            file
+            for key, state in self._journal.rows.items()
+            if key not in made_anew
+            for file in files_of(state)
+        )
         manifest = manifest_beside(self._journal.folder)
         self._lander.reserve(map(str, (manifest, summary_path(manifest))))
         for row in self._rows.values():

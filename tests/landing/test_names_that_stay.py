@@ -1,22 +1,24 @@
-"""Whole nights whose files would have one name: what is to stay stays."""
+"""Whole nights whose files would have one name: what is to stay stays, and what is made anew takes the old one's place."""
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import ObjectStoragePath
 from PIL import Image
 
 from airflow_provider_uniapi_fal.exceptions import FalInputError
+from airflow_provider_uniapi_fal.landing import media
 from airflow_provider_uniapi_fal.landing.manifest import read_manifest, verify_files
-from airflow_provider_uniapi_fal.landing.storage import put_bytes
+from airflow_provider_uniapi_fal.landing.storage import put, put_bytes
 from airflow_provider_uniapi_fal.operators import batch as operators
 from airflow_provider_uniapi_fal.triggers import batch as triggers
 from tests.batch.tasks import MODES, BatchTask, counts, table
-from tests.fakes import ScriptedServer, posts
+from tests.fakes import PROMPT, ScriptedServer, posts
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.landing.files import LandedFile
@@ -43,6 +45,10 @@ def names(folder: str) -> set[str]:
     path.fs.invalidate_cache()
     found = {str(name).rpartition("/")[2] for name in path.fs.ls(path.path, detail=False)}
     return {name for name in found if not name.startswith("manifest.")}
+
+
+def sha256(address: str) -> str:
+    return hashlib.sha256(ObjectStoragePath(address).read_bytes()).hexdigest()
 
 
 def test_the_files_of_an_earlier_manifest_keep_their_names(start: Start, place: str) -> None:
@@ -105,3 +111,47 @@ def test_a_key_that_storage_reads_as_something_else_is_refused(start: Start, pla
     with pytest.raises(FalInputError, match="plain file name"):
         BatchTask(f"{place}/night", requests=rows, **MODES["blocking"]).run()
     assert posts(emulator) == 0
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_what_a_clear_makes_anew_takes_the_place_of_the_old_and_of_nothing_else(
+    start: Start, place: str, mode: str
+) -> None:
+    emulator = start(run_seconds=0.3)
+    task = BatchTask(f"{place}/night", requests=table(3), on_clear="all", **MODES[mode])
+    task.run()
+    before = files(f"{place}/night/manifest.jsonl")
+    # The second picture cannot be made again: its old one stays.
+    emulator.add_fault(fault="job", match=f"{PROMPT} 001", failure="refused")
+    task.next_try(cleared=True)
+    for row in task.options["requests"]:
+        row["arguments"]["seed"] = 99
+    assert counts(task.run(min_success_ratio=0.5)) == {"asked": 3, "succeeded": 2, "refused": 1}
+    assert posts(emulator) == 6
+    after = files(f"{place}/night/manifest.jsonl")
+    assert names(f"{place}/night") - {"manifest.journal"} == {f"row-{n:03}.jpg" for n in range(3)}
+    for key in ("row-000", "row-002"):
+        [new], [old] = after[key], before[key]
+        assert new.path == old.path
+        assert new.sha256 != old.sha256
+    [kept] = before["row-001"]
+    assert sha256(kept.path) == kept.sha256
+
+
+def test_the_old_picture_stays_until_the_new_one_is_whole(
+    start: Start, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start()
+    task = BatchTask(f"{place}/night", requests=table(1), on_clear="all", **MODES["blocking"])
+    task.run()
+    [old] = files(f"{place}/night/manifest.jsonl")["row-000"]
+    seen: list[Any] = []
+
+    def look_and_put(source: Any, target: ObjectStoragePath) -> None:
+        seen.append(sha256(str(target)))
+        put(source, target)
+
+    monkeypatch.setattr(media, "put", look_and_put)
+    task.options["requests"][0]["arguments"]["seed"] = 99
+    task.next_try(cleared=True).run()
+    assert seen == [old.sha256]

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.landing.files import LandedFile
-from airflow_provider_uniapi_fal.landing.storage import json_text, put, put_bytes, sha256_of
+from airflow_provider_uniapi_fal.landing.storage import json_text, put, put_bytes, sha256_of, spool
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.errors import Failure
@@ -197,8 +195,8 @@ def write_manifest(manifest: Manifest, path: ObjectStoragePath) -> dict[str, Any
 
     :return: the summary
     """
-    with tempfile.TemporaryDirectory(prefix="uniapi-fal-") as folder:
-        lines, digest = Path(folder, "rows"), hashlib.sha256()
+    with spool() as folder:
+        lines, digest = folder / "rows", hashlib.sha256()
         with lines.open("wb") as writer:
             for row in manifest.rows:
                 line = json_text(row.to_json()) + b"\n"

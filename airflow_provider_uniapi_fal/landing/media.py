@@ -8,7 +8,6 @@ import binascii
 import hashlib
 import itertools
 import posixpath
-import tempfile
 import threading
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -27,7 +26,15 @@ from airflow_provider_uniapi_fal.landing.addresses import with_best_addresses
 from airflow_provider_uniapi_fal.landing.files import LandedFile
 from airflow_provider_uniapi_fal.landing.kinds import HEAD_BYTES, checked_kind, is_cut_off, suffix_of
 from airflow_provider_uniapi_fal.landing.measuring import Measures, TooManyPixels, measure
-from airflow_provider_uniapi_fal.landing.storage import holds, put, sha256_of, size_of
+from airflow_provider_uniapi_fal.landing.storage import (
+    clear_halves,
+    clear_spools,
+    holds,
+    put,
+    sha256_of,
+    size_of,
+    spool,
+)
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.transport.media import Fetched, MediaError, MediaFetcher
 
@@ -124,6 +131,8 @@ class Lander:
         )
         self._numbers = itertools.count()
         self._names_taken = _NamesTaken()
+        self._cleared: set[str] = set()
+        self._clearing = threading.Lock()
 
     async def __aenter__(self) -> Lander:
         """
@@ -133,7 +142,8 @@ class Lander:
         """
         self._gate = asyncio.Semaphore(self._parallel)
         async with AsyncExitStack() as stack:
-            self._spool = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="uniapi-fal-")))
+            await asyncio.to_thread(clear_spools)
+            self._spool = stack.enter_context(spool())
             self._threads = ThreadPoolExecutor(self._parallel, thread_name_prefix="landing")
             # A thread that is still copying must be done before its file is taken away.
             stack.push_async_callback(asyncio.to_thread, self._threads.shutdown)
@@ -321,6 +331,7 @@ class Lander:
         suffix = suffix_of(local.kind, file.file_name, urlsplit(file.url or "").path[-200:])
         name = names.of(index, count, where=file.where, sha256=local.sha256)
         target = self._names_taken.free(destination, name, suffix, local.sha256)
+        self._clear_once(target.parent)
         if not holds(target, local.size, local.sha256):
             put(local.path, target)
         return LandedFile(
@@ -363,6 +374,7 @@ class Lander:
             source = ObjectStoragePath(file.path)
             name = names.of(index, count, where=file.where, sha256=file.sha256)
             target = self._names_taken.free(destination, name, suffix_of(None, source.name), file.sha256)
+            self._clear_once(target.parent)
             with self._spooled() as local:
                 if not holds(target, file.bytes, file.sha256):
                     if sha256_of(source, local) != (file.bytes, file.sha256):
@@ -374,6 +386,13 @@ class Lander:
             gone = isinstance(error, FileNotFoundError)
             raise error_of(say(f"storage says {_said(error)}", gone=gone)) from error
         return replace(file, path=str(target))
+
+    def _clear_once(self, folder: ObjectStoragePath) -> None:
+        """Clear away what a killed landing left in a folder; each is looked through once."""
+        with self._clearing:
+            if folder.path not in self._cleared:
+                self._cleared.add(folder.path)
+                clear_halves(folder)
 
     @contextmanager
     def _spooled(self) -> Iterator[Path]:

@@ -37,7 +37,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
-from airflow_provider_uniapi_fal.landing.storage import json_text, put_bytes
+from airflow_provider_uniapi_fal.landing.storage import clear_halves, is_local, json_text, put_bytes
 from airflow_provider_uniapi_fal.ledger.rows import Entry, RowState, join, state_of
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobResult
@@ -157,6 +157,8 @@ class Journal:
             # Two runs began at once. Each that sees the other withdraws, so that none is paid for twice.
             journal._withdraw()
             raise
+        for left in (folder.parent, *(folder / kind for kind in ("openings", "segments", "snapshots"))):
+            clear_halves(left)
         journal.refresh()
         journal._refuse_a_manifest_that_knows_more()
         if len(journal._read - journal._summed_up) > max(SEGMENTS_PER_SNAPSHOT, len(journal._summed_up)):
@@ -362,7 +364,7 @@ class Journal:
     def _texts(self, kind: str, names: list[str]) -> Iterator[bytes]:
         """Yield what is in files of the journal, without having all of it in memory at once."""
         paths = [self.folder / kind / name for name in names]
-        if len(paths) < 2 or _is_local(self.folder):
+        if len(paths) < 2 or is_local(self.folder):
             yield from map(_text, paths)
             return
         with ThreadPoolExecutor(READERS) as pool:
@@ -437,12 +439,8 @@ def _superseded() -> Failure:
     )
 
 
-def _is_local(path: ObjectStoragePath) -> bool:
-    return path.protocol in ("file", "local", "")
-
-
 def _put(content: bytes, target: ObjectStoragePath) -> None:
-    if _is_local(target):
+    if is_local(target):
         put_bytes(content, target)
     else:
         # One request, so whole or not at all; and outside of transactions, which other threads may have open.

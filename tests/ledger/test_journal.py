@@ -11,6 +11,7 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.exceptions import FalInputError, FalProtocolError, FalSubmitOutcomeUnknown
+from airflow_provider_uniapi_fal.landing import storage
 from airflow_provider_uniapi_fal.ledger import journal as journals
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner, journal_folder
 from airflow_provider_uniapi_fal.ledger.rows import Entry, Step, spooled
@@ -399,6 +400,23 @@ def test_a_summary_that_cannot_be_read_is_an_error(
     path.write_text("{}")
     with pytest.raises(FalSubmitOutcomeUnknown, match="journal cannot be read"):
         Journal.reading(folder)
+
+
+def test_an_opening_clears_away_the_half_files_that_killed_writers_left_in_the_journal_and_beside_it(
+    tmp_path: Path,
+) -> None:
+    folder = journal_folder(ObjectStoragePath(f"file://{tmp_path}/manifest.jsonl"))
+    Journal.opened(folder, OWNER).write([submitted("a")])
+    (tmp_path / "manifest.journal" / "snapshots").mkdir()
+    name = f".{storage._MACHINE}-{'0' * 32}.part"
+    places = [
+        tmp_path,
+        *(tmp_path / "manifest.journal" / kind for kind in ("openings", "segments", "snapshots")),
+    ]
+    for place in places:
+        (place / name).write_bytes(b"half")
+    assert Journal.opened(folder, OWNER).rows.keys() == {"a"}
+    assert [place for place in places if (place / name).exists()] == []
 
 
 def test_a_write_that_fails_is_raised_and_leaves_nothing_behind(

@@ -372,6 +372,7 @@ class Night:
             destination=self.settings.destination,
             names_of=self.names_of,
             say=self.say,
+            kept=[file for row in self.earlier.values() for file in row.files],
         )
         running = await self.session.run(linger=linger)
         self.stopped = self.session.stopped

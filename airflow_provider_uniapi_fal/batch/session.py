@@ -18,8 +18,10 @@ from airflow_provider_uniapi_fal.batch.pace import Pace
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import learn
 from airflow_provider_uniapi_fal.landing.files import LandedFile
-from airflow_provider_uniapi_fal.landing.inputs import with_files
+from airflow_provider_uniapi_fal.landing.inputs import files_in, with_files
+from airflow_provider_uniapi_fal.landing.manifest import summary_path
 from airflow_provider_uniapi_fal.landing.media import Lander, Landing, Limits
+from airflow_provider_uniapi_fal.ledger.journal import manifest_beside
 from airflow_provider_uniapi_fal.ledger.record import ends_the_job
 from airflow_provider_uniapi_fal.ledger.rows import Entry, RowState, Step, Try, spooled
 from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
@@ -100,6 +102,7 @@ class Session:
     :param journal: opened for posting
     :param names_of: how the files of a row are called
     :param say: takes each line for the log
+    :param kept: files of earlier manifests, which stay as they are
     """
 
     def __init__(
@@ -115,6 +118,7 @@ class Session:
         destination: ObjectStoragePath,
         names_of: Callable[[Row, JobResult | None], Names],
         say: Callable[[str], None],
+        kept: Sequence[LandedFile] = (),
     ) -> None:
         self._rows = rows
         self._plan = plan
@@ -126,6 +130,7 @@ class Session:
         self._destination = destination
         self._names_of = names_of
         self._say = say
+        self._kept = kept
         self._to_post = deque(plan.post)
         self._to_land = deque(plan.land)
         self._pace = Pace(settings.rate_limit, time.monotonic)
@@ -164,13 +169,28 @@ class Session:
             self._lander = await stack.enter_async_context(
                 Lander(account, limits=self._settings.limits, parallel=self._settings.parallel)
             )
-            self._lander.remember(file for state in self._journal.rows.values() for file in files_of(state))
+            self._keep_names()
             await self._learn()
             for state in self._plan.watch:
                 self._watching.add(state)
             self._stop_after_failures(self._left_as_they_are())
             await self._conduct(linger)
             return self._watching.running
+
+    def _keep_names(self) -> None:
+        """Let nothing that lands take the place of what is to stay; what is made anew takes that of the old."""
+        made_anew = {row.key for row in self._plan.post}
+        self._lander.remember(self._kept)
+        self._lander.remember(
+            file
+            for key, state in self._journal.rows.items()
+            if key not in made_anew
+            for file in files_of(state)
+        )
+        manifest = manifest_beside(self._journal.folder)
+        self._lander.reserve(map(str, (manifest, summary_path(manifest))))
+        for row in self._rows.values():
+            self._lander.reserve(files_in(row.arguments, dialect_named(row.dialect).media_inputs))
 
     async def _learn(self) -> None:
         """Learn from what has ended how long the jobs that still run may take."""

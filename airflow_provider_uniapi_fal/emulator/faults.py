@@ -334,7 +334,9 @@ def _put(payload: dict[str, Any], path: list[str], value: Any) -> None:
 
 
 def _written(payload: Any, encoding: str = "utf-8") -> bytes:
-    return json.dumps(payload, ensure_ascii=False).encode(encoding, "replace")
+    # Half of a surrogate pair has no place in UTF-8, but JSON can write it.
+    unfit = "backslashreplace" if encoding == "utf-8" else "replace"
+    return json.dumps(payload, ensure_ascii=False).encode(encoding, unfit)
 
 
 def _retry_after(seconds: float, form: str) -> str:

@@ -53,8 +53,8 @@ class Reply:
     @classmethod
     def json(cls, payload: Any, status: int = 200, headers: Mapping[str, str] | None = None) -> Reply:
         """Return an answer whose body is JSON."""
-        # Half of a surrogate pair, which JSON can write, has no place in UTF-8.
-        body = _write(payload).encode("utf-8", "replace")
+        # Half of a surrogate pair has no place in UTF-8, but JSON can write it.
+        body = _write(payload).encode("utf-8", "backslashreplace")
         return cls(status, body, headers=headers or {})
 
     @classmethod

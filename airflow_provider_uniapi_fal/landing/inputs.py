@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import ObjectStoragePath
@@ -50,20 +50,30 @@ def input_problems(arguments: Mapping[str, Any], inputs: MediaInputs) -> list[st
 
     :param inputs: which arguments take files, and in which form; from the dialect
     """
-    found: list[str] = []
+    return [
+        f"{where} {_NO_ADDRESS}"
+        for where, value in _given(arguments, inputs)
+        if _is_no_address(value, inputs)
+    ]
 
-    def look(value: Any, key: str, where: str) -> None:
-        if isinstance(value, Mapping):
-            for name, item in value.items():
-                look(item, name, f"{where}.{name}")
-        elif isinstance(value, (list, tuple)):
-            for index, item in enumerate(value):
-                look(item, key, f"{where}[{index}]")
-        elif _is_no_address(value, key, inputs):
-            found.append(f"{where} {_NO_ADDRESS}")
 
-    look(arguments, "", "arguments")
-    return found
+def files_in(arguments: Mapping[str, Any], inputs: MediaInputs) -> Iterator[str]:
+    """Yield the storage addresses that :func:`with_files` would replace."""
+    return (value for _, value in _given(arguments, inputs) if _is_in_storage(value))
+
+
+def _given(
+    value: Any, inputs: MediaInputs, key: str = "", where: str = "arguments"
+) -> Iterator[tuple[str, str]]:
+    """Yield each text that is given where a file is taken, after its place."""
+    if isinstance(value, Mapping):
+        for name, item in value.items():
+            yield from _given(item, inputs, name, f"{where}.{name}")
+    elif isinstance(value, (list, tuple)):
+        for index, item in enumerate(value):
+            yield from _given(item, inputs, key, f"{where}[{index}]")
+    elif isinstance(value, str) and inputs.taken_by(key):
+        yield where, value
 
 
 def schema_of(given: Any) -> Mapping[str, Any]:
@@ -105,18 +115,20 @@ def _converted(value: Any, key: str, where: str, inputs: MediaInputs) -> Any:
         return {name: _converted(item, name, f"{where}.{name}", inputs) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_converted(item, key, f"{where}[{index}]", inputs) for index, item in enumerate(value)]
-    if _is_no_address(value, key, inputs):
-        raise _refused(where, _NO_ADDRESS)
-    if not isinstance(value, str) or not inputs.taken_by(key) or value.startswith(_SENT_AS_IT_IS):
+    if not isinstance(value, str) or not inputs.taken_by(key):
         return value
-    return _file(value, where, inputs) if "://" in value else value
+    if _is_no_address(value, inputs):
+        raise _refused(where, _NO_ADDRESS)
+    return _file(value, where, inputs) if _is_in_storage(value) else value
 
 
-def _is_no_address(value: Any, key: str, inputs: MediaInputs) -> bool:
-    """Whether a text stands where a file is taken and leads to none; where bare files are taken, any text may be one."""
-    if not isinstance(value, str) or inputs.bare or not inputs.taken_by(key):
-        return False
-    return "://" not in value and not value.startswith(_SENT_AS_IT_IS)
+def _is_no_address(value: str, inputs: MediaInputs) -> bool:
+    """Whether a text leads to no file; where bare files are taken, any text may be one."""
+    return not inputs.bare and "://" not in value and not value.startswith(_SENT_AS_IT_IS)
+
+
+def _is_in_storage(value: str) -> bool:
+    return "://" in value and not value.startswith(_SENT_AS_IT_IS)
 
 
 def _file(address: str, where: str, inputs: MediaInputs) -> str:

@@ -20,19 +20,40 @@ _BEFORE_THE_ROOT = rb"\xef?\xbb?\xbf?(\s|<\?.*?\?>|<!--.*?-->)*"
 _PAGE = re.compile(_BEFORE_THE_ROOT + rb"<(!doctype\s+html|html)", re.IGNORECASE | re.DOTALL)
 _SVG = re.compile(_BEFORE_THE_ROOT + rb"(<!doctype\s+svg[^>]*>\s*)?<svg", re.IGNORECASE | re.DOTALL)
 _VAGUE = (None, "", "application/octet-stream", "binary/octet-stream")
+_CLASSES = ("image/", "video/", "audio/")
+
+#: Media that their bytes do not tell, or not to us: they are believed. Any other picture, video or sound must be one.
+UNTOLD = {
+    *(
+        "image/heic",
+        "image/heif",
+        "image/ktx2",
+        "image/qoi",
+        "image/tga",
+        "image/vnd.radiance",
+        "image/x-tga",
+    ),
+    *("video/h264", "video/h265", "video/mp2t", "video/x-ivf"),
+    *("audio/basic", "audio/l16", "audio/l24", "audio/mp2", "audio/pcm", "audio/x-w64"),
+}
 
 
 def media_type(content: bytes) -> str | None:
     """Return the type of a picture, video or audio file, told from its bytes; None for anything else."""
+    return next(iter(_media_types(content)), None)
+
+
+def _media_types(content: bytes) -> list[str]:
+    """Return all types that the bytes may have, the likeliest first."""
     # Its tables take a while to load, and whoever reads a DAG file needs none.
     import puremagic
 
     try:
         matches = puremagic.magic_string(content[:HEAD_BYTES])
     except (puremagic.PureError, ValueError):
-        return None
+        return []
     kinds = (str(match.mime_type) for match in matches)
-    return next((kind for kind in kinds if kind.startswith(("image/", "video/", "audio/"))), None)
+    return [kind for kind in kinds if kind.startswith(_CLASSES)]
 
 
 def binary_media_type(content: bytes) -> str | None:
@@ -51,23 +72,44 @@ def checked_kind(head: bytes, *, served: str | None, promised: str | None) -> st
     :param head: its first bytes
     :param served: the server's content type
     :param promised: the content type in the result
-    :raises ValueError: if it is a page or a text where media were promised
+    :raises ValueError: if it is a page or a text where media were promised, or anything else than the picture, or
+        the video or sound, that was promised; but for :data:`UNTOLD`
     """
     text = _looks_like_text(head)
     if text and _PAGE.match(head):
         raise ValueError("its bytes are an HTML page instead of media")
-    sniffed = binary_media_type(head)
-    if sniffed is not None:
-        return sniffed
+    said = next((kind for kind in (promised, served) if kind not in _VAGUE), None)
+    sniffed = _media_types(head) if b"\0" in head or not text else []
+    if sniffed:
+        return _the_promised(sniffed, None if promised in _VAGUE else promised)
     if text and not _SVG.match(head) and not (promised or "").startswith(_TEXTS):
         if (served or "").startswith(_TEXTS):
             raise ValueError(f"its server sent {served} instead of media")
-        said = next((kind for kind in (promised, served) if kind not in _VAGUE), None)
-        if said is not None and said.startswith(("image/", "video/", "audio/")):
+        if said is not None and said.startswith(_CLASSES):
             raise ValueError(f"its bytes are a text, although it is called {said}")
+    if not text and said is not None and said.startswith(_CLASSES) and not _is_untold(said):
+        raise ValueError(f"its bytes are no picture, video or sound, although it is called {said}")
     if not text and (served or "").startswith(_TEXTS):
         served = None
     return next((kind for kind in (served, promised) if kind not in _VAGUE), served or promised)
+
+
+def _the_promised(sniffed: list[str], promised: str | None) -> str:
+    """Return the type that was told from the bytes, if it can be what was promised."""
+    if promised is None or not promised.startswith(_CLASSES):
+        return sniffed[0]
+    # Sounds come in the containers of videos.
+    classes = ("image/",) if promised.startswith("image/") else ("video/", "audio/")
+    fitting = next((kind for kind in sniffed if kind.startswith(classes)), None)
+    if fitting is not None:
+        return fitting
+    if _is_untold(promised):
+        return promised
+    raise ValueError(f"its bytes are {sniffed[0]}, although it is called {promised}")
+
+
+def _is_untold(kind: str) -> bool:
+    return kind.partition(";")[0].strip().lower() in UNTOLD
 
 
 def is_cut_off(path: Path, kind: str | None) -> bool:

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import resources
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.landing.files import LandedFile
-from airflow_provider_uniapi_fal.landing.storage import put, put_bytes, sha256_of
+from airflow_provider_uniapi_fal.landing.storage import json_text, put, put_bytes, sha256_of, spool
 from airflow_provider_uniapi_fal.protocol.checking import check_fields
 
 if TYPE_CHECKING:
@@ -238,17 +236,17 @@ def write_manifest(manifest: Manifest, path: ObjectStoragePath) -> dict[str, Any
     :return: the summary
     :raises ValueError: if a field of a row is of the wrong type: nobody could read it again
     """
-    with tempfile.TemporaryDirectory(prefix="uniapi-fal-") as folder:
-        lines, digest = Path(folder, "rows"), hashlib.sha256()
+    with spool() as folder:
+        lines, digest = folder / "rows", hashlib.sha256()
         with lines.open("wb") as writer:
             for row in manifest.rows:
                 row.check()
-                line = json.dumps(row.to_json(), ensure_ascii=False).encode() + b"\n"
+                line = json_text(row.to_json()) + b"\n"
                 digest.update(line)
                 writer.write(line)
         put(lines, path)
     summary = summary_of(manifest, digest.hexdigest())
-    put_bytes(json.dumps(summary, ensure_ascii=False, indent=1).encode(), summary_path(path))
+    put_bytes(json_text(summary, indent=1), summary_path(path))
     return summary
 
 

@@ -7,7 +7,7 @@ import base64
 import binascii
 import hashlib
 import itertools
-import tempfile
+import posixpath
 import threading
 import unicodedata
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
@@ -26,7 +26,15 @@ from airflow_provider_uniapi_fal.landing.addresses import with_best_addresses
 from airflow_provider_uniapi_fal.landing.files import LandedFile
 from airflow_provider_uniapi_fal.landing.kinds import HEAD_BYTES, checked_kind, is_cut_off, suffix_of
 from airflow_provider_uniapi_fal.landing.measuring import Measures, TooManyPixels, measure
-from airflow_provider_uniapi_fal.landing.storage import holds, put, sha256_of, size_of
+from airflow_provider_uniapi_fal.landing.storage import (
+    clear_halves,
+    clear_spools,
+    holds,
+    put,
+    sha256_of,
+    size_of,
+    spool,
+)
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.transport.media import Fetched, MediaError, MediaFetcher
 
@@ -123,6 +131,8 @@ class Lander:
         )
         self._numbers = itertools.count()
         self._names_taken = _NamesTaken()
+        self._cleared: set[str] = set()
+        self._clearing = threading.Lock()
 
     async def __aenter__(self) -> Lander:
         """
@@ -132,7 +142,8 @@ class Lander:
         """
         self._gate = asyncio.Semaphore(self._parallel)
         async with AsyncExitStack() as stack:
-            self._spool = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="uniapi-fal-")))
+            await asyncio.to_thread(clear_spools)
+            self._spool = stack.enter_context(spool())
             self._threads = ThreadPoolExecutor(self._parallel, thread_name_prefix="landing")
             # A thread that is still copying must be done before its file is taken away.
             stack.push_async_callback(asyncio.to_thread, self._threads.shutdown)
@@ -148,9 +159,14 @@ class Lander:
         await self._open.aclose()
 
     def remember(self, files: Iterable[LandedFile]) -> None:
-        """Keep the names of files that an earlier try of the same night landed, from other results."""
+        """Keep the names of files that stay: of other results of the same night, or of a night that it goes on with."""
         for file in files:
             self._names_taken.claim(file.path, file.sha256)
+
+    def reserve(self, paths: Iterable[str]) -> None:
+        """Keep the names of files that no media may take the place of: a manifest, the inputs."""
+        for path in paths:
+            self._names_taken.claim(path, "")
 
     async def land(
         self,
@@ -316,6 +332,7 @@ class Lander:
         suffix = suffix_of(local.kind, file.file_name, urlsplit(file.url or "").path[-200:])
         name = names.of(index, count, where=file.where, sha256=local.sha256)
         target = self._names_taken.free(destination, name, suffix, local.sha256)
+        self._clear_once(target.parent)
         if not holds(target, local.size, local.sha256):
             put(local.path, target)
         return LandedFile(
@@ -359,6 +376,7 @@ class Lander:
             source = ObjectStoragePath(file.path)
             name = names.of(index, count, where=file.where, sha256=file.sha256)
             target = self._names_taken.free(destination, name, suffix_of(None, source.name), file.sha256)
+            self._clear_once(target.parent)
             with self._spooled() as local:
                 if not holds(target, file.bytes, file.sha256):
                     if sha256_of(source, local) != (file.bytes, file.sha256):
@@ -370,6 +388,13 @@ class Lander:
             gone = isinstance(error, FileNotFoundError)
             raise error_of(say(f"storage says {_said(error)}", gone=gone)) from error
         return replace(file, path=str(target))
+
+    def _clear_once(self, folder: ObjectStoragePath) -> None:
+        """Clear away what a killed landing left in a folder; each is looked through once."""
+        with self._clearing:
+            if folder.path not in self._cleared:
+                self._cleared.add(folder.path)
+                clear_halves(folder)
 
     @contextmanager
     def _spooled(self) -> Iterator[Path]:
@@ -390,10 +415,8 @@ class _NamesTaken:
 
     def claim(self, path: str, sha256: str) -> bool:
         """Take a name; False if a file of other bytes has it."""
-        # Some file systems take two spellings for one name.
-        spelling = unicodedata.normalize("NFC", path).casefold()
         with self._lock:
-            return self._hashes.setdefault(spelling, sha256) == sha256
+            return self._hashes.setdefault(_spelling(path), sha256) == sha256
 
     def free(self, destination: ObjectStoragePath, name: str, suffix: str, sha256: str) -> ObjectStoragePath:
         """Take a name for a file: the one that was meant, else one with a part of its hash in it."""
@@ -402,6 +425,15 @@ class _NamesTaken:
             if self.claim(str(path), sha256):
                 return path
         raise MediaError(f"another file has the name {name}{suffix}")
+
+
+def _spelling(path: str) -> str:
+    """Return one spelling for all those of a place in storage: the connection that leads there says nothing of it."""
+    scheme, _, rest = path.rpartition("://")
+    host, slash, name = rest.partition("/")
+    plain = posixpath.normpath(f"{host.rpartition('@')[2]}{slash}{name}")
+    # Some file systems take two spellings for one name.
+    return unicodedata.normalize("NFC", f"{scheme or 'file'}://{plain}").casefold()
 
 
 def land(

@@ -1,16 +1,27 @@
-"""Writing one file to object storage: whole or not at all."""
+"""
+Writing one file to object storage: whole or not at all.
+
+What a killed process leaves behind on a local disk, half a file or a folder of copies, is cleared away by those that
+come later. A process has a lock on what it is still working on, which ends with it, however it ends.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import hashlib
+import json
 import os
+import platform
 import re
 import shutil
 import tempfile
 import threading
+import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
@@ -27,11 +38,42 @@ _PART_BYTES = 8 * 1024 * 1024
 
 _opening = threading.Lock()
 
+#: How folders of copies on the local disk are called.
+_SPOOL = "uniapi-fal-spool-"
+
+#: How half a file is called on a local file system, after the machine that writes it.
+_MACHINE = hashlib.sha256(platform.node().encode("utf-8", "replace")).hexdigest()[:8]
+_PART = re.compile(r"\.([0-9a-f]{8})-[0-9a-f]{32}\.part")
+
+#: Not every shared file system tells one machine of the locks of another: so long nothing is written to a half file
+#: of another machine before it counts as left over.
+OTHERS_REST_SECONDS = 600.0
+
 
 def is_plain_name(name: str) -> bool:
     """Whether a text is the name of a file and leads nowhere else."""
-    short = len(name.encode(errors="replace")) <= _MAX_NAME_BYTES
-    return short and _NAME.fullmatch(name) is not None and name not in (".", "..") and name == name.strip()
+    try:
+        short = len(name.encode()) <= _MAX_NAME_BYTES
+    except UnicodeEncodeError:  # half of a surrogate pair, which has no place in a path
+        return False
+    # fsspec reads a path with two colons as one file inside another.
+    return (
+        short
+        and "::" not in name
+        and _NAME.fullmatch(name) is not None
+        and name not in (".", "..")
+        and name == name.strip()
+    )
+
+
+def json_text(value: Any, *, errors: str = "replace", indent: int | None = None) -> bytes:
+    """
+    Return JSON as it is written into storage, whatever texts a stranger's reply has brought into it.
+
+    :param errors: what becomes of half a surrogate pair, which UTF-8 has no place for: ``replace`` puts a question
+        mark there, so that everybody can read it; ``backslashreplace`` is read back as the very same text
+    """
+    return json.dumps(value, ensure_ascii=False, indent=indent).encode("utf-8", errors)
 
 
 def put(source: Path, target: ObjectStoragePath) -> None:
@@ -42,7 +84,7 @@ def put(source: Path, target: ObjectStoragePath) -> None:
     object once its upload is complete, so the upload is completed only when all of the file is in it. Several
     threads may do so at once.
     """
-    if target.protocol in ("file", "local", ""):
+    if is_local(target):
         _put_local(source, Path(target.path))
         return
     writer = _begin_upload(target)
@@ -60,10 +102,54 @@ def put(source: Path, target: ObjectStoragePath) -> None:
 
 def put_bytes(content: bytes, target: ObjectStoragePath) -> None:
     """Write a small file to storage under its final name, whole or not at all, replacing what is there."""
-    with tempfile.TemporaryDirectory(prefix="uniapi-fal-") as folder:
-        source = Path(folder, "content")
+    with spool() as folder:
+        source = folder / "content"
         source.write_bytes(content)
         put(source, target)
+
+
+def is_local(path: ObjectStoragePath) -> bool:
+    """Whether a path is one of the local file system."""
+    return path.protocol in ("file", "local", "")
+
+
+@contextlib.contextmanager
+def spool() -> Iterator[Path]:
+    """Lend a folder on the local disk; it is gone afterwards."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_SPOOL))
+        with contextlib.suppress(FileNotFoundError):
+            number = os.open(folder, os.O_RDONLY)
+            if _is_kept(number, folder):
+                break
+            os.close(number)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(number)
+
+
+def clear_spools() -> None:
+    """Remove the local folders of processes that were killed."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_SPOOL}*"):
+        if folder.is_dir() and not folder.is_symlink():
+            _clear(folder, os.O_RDONLY)
+
+
+def clear_halves(folder: ObjectStoragePath) -> None:
+    """Remove the half files that killed processes have left in a folder, if it is one of the local file system."""
+    if not is_local(folder):
+        return
+    with contextlib.suppress(OSError), os.scandir(folder.path) as found:
+        for entry in found:
+            match = _PART.fullmatch(entry.name)
+            if match is None or not entry.is_file(follow_symlinks=False):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                rests = time.time() - entry.stat().st_mtime
+                if match[1] == _MACHINE or rests > OTHERS_REST_SECONDS:
+                    _clear(Path(entry.path), os.O_RDWR)
 
 
 def size_of(path: ObjectStoragePath) -> int | None:
@@ -116,12 +202,46 @@ def _begin_upload(target: ObjectStoragePath) -> Any:
 
 def _put_local(source: Path, target: Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.parent / f".{uuid.uuid4().hex}.part"
+    beside, writer = _opened_beside(target)
     try:
-        with source.open("rb") as reader, beside.open("wb") as writer:
+        with writer, source.open("rb") as reader:
             shutil.copyfileobj(reader, writer, _CHUNK_BYTES)
             writer.flush()
             os.fsync(writer.fileno())
-        beside.replace(target)
+            beside.replace(target)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def _opened_beside(target: Path) -> tuple[Path, BinaryIO]:
+    while True:
+        path = target.parent / f".{_MACHINE}-{uuid.uuid4().hex}.part"
+        writer = path.open("xb")
+        if _is_kept(writer.fileno(), path):
+            return path, writer
+        writer.close()
+
+
+def _is_kept(number: int, path: Path) -> bool:
+    """Lock what this process has just made; False if somebody has cleared it away before that."""
+    with contextlib.suppress(OSError):  # a file system without locks
+        fcntl.flock(number, fcntl.LOCK_EX)
+    return path.exists()
+
+
+def _clear(path: Path, flags: int) -> None:
+    """Remove a file or folder if no process has it; what belongs to others stays."""
+    try:
+        number = os.open(path, flags)
+    except OSError:
+        return
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink()
+    except OSError:
+        return
+    finally:
+        os.close(number)

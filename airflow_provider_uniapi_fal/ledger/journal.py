@@ -8,12 +8,14 @@ two: the intents before its posts, the outcomes after them. What the segments co
 ::
 
     <manifest>.journal/
-      openings/000002-<owner>-<writer>.json          who posts: the newest opening, and no other
+      openings/000002-<owner>-<writer>.json          who posts: the newest opening, and no other; what it has found
       segments/000002-000007-<writer>-000003.jsonl   a header, then one entry a line
       snapshots/000002-000009-<writer>-000000.json   what the segments that it names come to: read in their place
 
 The numbers of a segment are its opening, its place among all segments of that opening, and its place among those
-of its writer, by which a lost segment is noticed.
+of its writer. Nothing is ever deleted or written twice, and what was there is known: the numbers of the openings and
+of each writer's segments have no gaps, each opening notes what it has found, and the manifest of an earlier try names
+the rows that were posted. So what somebody else has deleted is noticed, and not posted again.
 
 **Two tries at once.** A worker that lost touch with Airflow goes on while its retry begins. Each opening is
 numbered. A writer writes its intents first, then looks whether it is still the newest, and only then posts. A new
@@ -31,11 +33,11 @@ import threading
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
-from airflow_provider_uniapi_fal.landing.storage import put_bytes
+from airflow_provider_uniapi_fal.landing.storage import clear_halves, is_local, json_text, put_bytes
 from airflow_provider_uniapi_fal.ledger.rows import Entry, RowState, join, state_of
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobResult
@@ -45,7 +47,8 @@ if TYPE_CHECKING:
 
 JOURNAL_VERSION = 1
 
-#: An opening that finds more segments than these sums them up, so that the next one reads few.
+#: An opening sums up what it has found once that is more than so many segments, and more than what was summed up
+#: already: so the next one reads few, and all summaries together are no longer than twice the last one.
 SEGMENTS_PER_SNAPSHOT = 64
 
 #: Segments that are read at once from an object store.
@@ -80,6 +83,24 @@ def journal_folder(manifest_path: ObjectStoragePath) -> ObjectStoragePath:
     return manifest_path.parent / f"{manifest_path.stem}.journal"
 
 
+def manifest_beside(folder: ObjectStoragePath) -> ObjectStoragePath:
+    """Return where the manifest of a journal lies; the opposite of :func:`journal_folder`."""
+    return folder.parent / f"{folder.stem}.jsonl"
+
+
+@dataclass(frozen=True)
+class _Found:
+    """
+    What an opening has found before it was written: whoever comes later finds at least that.
+
+    :param snapshot: the newest summary
+    :param segments: the segments that are not in it: by writer, the number of the last one
+    """
+
+    snapshot: str | None = None
+    segments: Mapping[str, int] = field(default_factory=dict)
+
+
 class Journal:
     """
     What is known of each row of a batch, and the means to write more of it.
@@ -94,6 +115,8 @@ class Journal:
         self.folder = folder
         self.rows: dict[str, RowState] = {}
         self._read: set[str] = set()
+        self._summed_up: set[str] = set()
+        self._snapshot: str | None = None
         self._epoch = 0
         self._writer = uuid.uuid4().hex[:12]
         self._written = 0
@@ -109,7 +132,6 @@ class Journal:
         :raises FalSubmitOutcomeUnknown: if it is there and cannot be read
         """
         journal = cls(folder)
-        journal._epoch = max((number for number, _, _ in journal._openings()), default=0)
         journal.refresh()
         return journal
 
@@ -123,20 +145,23 @@ class Journal:
         """
         journal = cls(folder)
         journal._refuse_others(owner)
-        openings = journal._openings()
-        journal._epoch = max((number for number, _, _ in openings), default=0) + 1
+        journal.refresh()
+        journal._epoch += 1
         name = f"{journal._epoch:06d}-{owner.mark}-{journal._writer}.json"
-        header = {"schema_version": JOURNAL_VERSION, **asdict(owner)}
-        _put(json.dumps(header).encode(), folder / "openings" / name)
+        header = {"schema_version": JOURNAL_VERSION, **asdict(owner), "found": asdict(journal._found())}
+        _put(_written(header), folder / "openings" / name)
         journal._opening = name
         try:
             journal._refuse_others(owner)
         except FalError:
             # Two runs began at once. Each that sees the other withdraws, so that none is paid for twice.
-            (folder / "openings" / name).unlink()
+            journal._withdraw()
             raise
+        for left in (folder.parent, *(folder / kind for kind in ("openings", "segments", "snapshots"))):
+            clear_halves(left)
         journal.refresh()
-        if len(journal._read) > SEGMENTS_PER_SNAPSHOT:
+        journal._refuse_a_manifest_that_knows_more()
+        if len(journal._read - journal._summed_up) > max(SEGMENTS_PER_SNAPSHOT, len(journal._summed_up)):
             journal._sum_up()
         return journal
 
@@ -144,17 +169,19 @@ class Journal:
         """
         Take in what others have written since.
 
-        :raises FalSubmitOutcomeUnknown: if a segment cannot be read, or is missing
+        :raises FalSubmitOutcomeUnknown: if something cannot be read, or is missing
         """
-        names = set(self._names("segments"))
+        # What an opening has found is looked for after the opening was read, so it must be there.
+        newest, found = self._newest_opening()
+        self._epoch = self._epoch or newest
         if not self._read:
-            self._take_snapshot()
+            self._take_snapshot(found.snapshot)
+        names = self._segments(found)
         fresh = sorted(names - self._read)
-        _refuse_gaps(self.folder, names | self._read)
         for name, text in zip(fresh, self._texts("segments", fresh), strict=True):
             self._take(name, text)
         places = [place for epoch, place, _, _ in map(_parts, self._read) if epoch == self._epoch]
-        self._place = max(places, default=self._place)
+        self._place = max(places, default=0)
 
     def write(self, entries: Iterable[Entry]) -> None:
         """Write entries as one segment: when this returns, they are durable."""
@@ -165,10 +192,10 @@ class Journal:
 
     def _write(self, entries: list[Entry]) -> None:
         header = {"schema_version": JOURNAL_VERSION, "entries": len(entries)}
-        lines = [json.dumps(each, ensure_ascii=False) for each in (header, *(e.to_json() for e in entries))]
+        lines = [_written(each) for each in (header, *(e.to_json() for e in entries))]
         place, written = self._place + 1, self._written + 1
         name = f"{self._epoch:06d}-{place:06d}-{self._writer}-{written:06d}.jsonl"
-        _put(("\n".join(lines) + "\n").encode(), self.folder / "segments" / name)
+        _put(b"\n".join(lines) + b"\n", self.folder / "segments" / name)
         self._place, self._written = place, written
         self._read.add(name)
         for entry in entries:
@@ -180,7 +207,7 @@ class Journal:
 
         :raises FalProtocolError: if somebody did; what was posted is in the journal, and the other goes on with it
         """
-        newest = max(name for _, _, name in self._openings())
+        newest = max((name for _, _, name in self._openings()), default=None)
         if newest != self._opening:
             raise error_of(_superseded())
 
@@ -212,18 +239,22 @@ class Journal:
             self._join(entry.key, state_of(entry, (epoch, place, writer), name))
         self._read.add(name)
 
-    def _take_snapshot(self) -> None:
+    def _take_snapshot(self, noted: str | None) -> None:
         names = self._names("snapshots")
-        if not names:
+        newest = max(names, default=None)
+        if noted is not None and (newest is None or newest < noted):
+            raise error_of(_unreadable(self.folder, ValueError(f"the summary {noted} is missing")))
+        if newest is None:
             return
-        [text] = self._texts("snapshots", [max(names)])
+        [text] = self._texts("snapshots", [newest])
         try:
             data = json.loads(text)
             for key, state in data["rows"].items():
                 self._join(key, RowState.from_json(state))
             self._read |= set(data["segments"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
-            raise error_of(_unreadable(self.folder / "snapshots" / max(names), error)) from error
+            raise error_of(_unreadable(self.folder / "snapshots" / newest, error)) from error
+        self._summed_up, self._snapshot = set(self._read), newest
 
     def _sum_up(self) -> None:
         name = f"{self._epoch:06d}-{self._place:06d}-{self._writer}-{self._written:06d}.json"
@@ -232,7 +263,73 @@ class Journal:
             "segments": sorted(self._read),
             "rows": {key: state.to_json() for key, state in self.rows.items()},
         }
-        _put(json.dumps(data, ensure_ascii=False).encode(), self.folder / "snapshots" / name)
+        _put(_written(data), self.folder / "snapshots" / name)
+
+    def _found(self) -> _Found:
+        """Return what has been read, as an opening notes it."""
+        numbers: dict[str, int] = {}
+        for _, _, writer, number in map(_parts, self._read - self._summed_up):
+            numbers[writer] = max(number, numbers.get(writer, 0))
+        return _Found(self._snapshot, numbers)
+
+    def _newest_opening(self) -> tuple[int, _Found]:
+        """Return the number of the newest opening, and what it notes."""
+        openings = self._openings()
+        if _first_gap({number for number, _, _ in openings}) is not None:
+            openings = self._openings()  # one that is written while a folder is listed may be passed over
+        gap = _first_gap({number for number, _, _ in openings})
+        if gap is not None:
+            raise error_of(_unreadable(self.folder, ValueError(f"opening {gap} is missing")))
+        if not openings:
+            return 0, _Found()
+        number, _, name = max(openings, key=lambda opening: opening[2])
+        path = self.folder / "openings" / name
+        try:
+            found = json.loads(path.read_bytes())["found"]
+            numbers = {str(writer): int(last) for writer, last in found["segments"].items()}
+            return number, _Found(found["snapshot"], numbers)
+        except (FileNotFoundError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise error_of(_unreadable(path, error)) from error
+
+    def _segments(self, found: _Found) -> set[str]:
+        """
+        Return the names of all segments.
+
+        :raises FalSubmitOutcomeUnknown: if one is missing: the rows in it would be posted again
+        """
+        for _ in range(2):  # one that is written while a folder is listed may be passed over
+            names = set(self._names("segments"))
+            missing = _missing(names | self._read, found.segments)
+            if missing is None:
+                break
+        else:
+            raise error_of(_unreadable(self.folder, ValueError(missing)))
+        latest = max((epoch for epoch, _, _, _ in map(_parts, names)), default=0)
+        if latest > self._epoch and latest not in {number for number, _, _ in self._openings()}:
+            raise error_of(_unreadable(self.folder, ValueError(f"opening {latest} is missing")))
+        return names
+
+    def _refuse_a_manifest_that_knows_more(self) -> None:
+        """Refuse a journal that lacks a row of which an earlier try said in the manifest that it was posted."""
+        path = manifest_beside(self.folder)
+        path.fs.invalidate_cache(self.folder.parent.path)
+        try:
+            rows = [json.loads(line) for line in path.read_bytes().splitlines()]
+            lost = [row["key"] for row in rows if row["posts"] and row["key"] not in self.rows]
+        except FileNotFoundError:
+            return
+        except (ValueError, TypeError, KeyError) as error:
+            raise error_of(_unreadable(path, error)) from error
+        if lost:
+            said = (
+                f"the manifest names {len(lost)} rows that were posted and are not in it, such as {lost[0]!r}"
+            )
+            raise error_of(_unreadable(self.folder, ValueError(said)))
+
+    def _withdraw(self) -> None:
+        """Take the opening away again, unless somebody has counted on from it."""
+        if self._opening and all(number <= self._epoch for number, _, _ in self._openings()):
+            (self.folder / "openings" / self._opening).unlink()
 
     def _openings(self) -> list[tuple[int, str, str]]:
         """Return number, owner's mark and name of each opening."""
@@ -267,12 +364,19 @@ class Journal:
     def _texts(self, kind: str, names: list[str]) -> Iterator[bytes]:
         """Yield what is in files of the journal, without having all of it in memory at once."""
         paths = [self.folder / kind / name for name in names]
-        if len(paths) < 2 or _is_local(self.folder):
-            yield from (path.read_bytes() for path in paths)
+        if len(paths) < 2 or is_local(self.folder):
+            yield from map(_text, paths)
             return
         with ThreadPoolExecutor(READERS) as pool:
             for first in range(0, len(paths), READERS):
-                yield from pool.map(lambda path: path.read_bytes(), paths[first : first + READERS])
+                yield from pool.map(_text, paths[first : first + READERS])
+
+
+def _text(path: ObjectStoragePath) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise error_of(_unreadable(path, error)) from error
 
 
 def _entries(path: ObjectStoragePath, text: bytes) -> list[Entry]:
@@ -286,6 +390,11 @@ def _entries(path: ObjectStoragePath, text: bytes) -> list[Entry]:
         raise error_of(_unreadable(path, error)) from error
 
 
+def _written(value: Any) -> bytes:
+    """Return JSON that is read back as it was: what was paid for is written down, however odd its texts are."""
+    return json_text(value, errors="backslashreplace")
+
+
 def _parts(name: str) -> tuple[int, int, str, int]:
     match = _NAME.fullmatch(name)
     if match is None:
@@ -293,16 +402,27 @@ def _parts(name: str) -> tuple[int, int, str, int]:
     return int(match[1]), int(match[2]), match[3], int(match[4])
 
 
-def _refuse_gaps(folder: ObjectStoragePath, names: Collection[str]) -> None:
-    """Refuse a journal of which a segment was lost: the rows in it would be posted again."""
-    last: dict[str, set[int]] = {}
+def _first_gap(numbers: Collection[int], last: int = 0) -> int | None:
+    """Return the first number from 1 that is missing before the last one."""
+    last = max(last, *numbers, 0)
+    return None if len(numbers) == last else min(set(range(1, last + 1)) - set(numbers))
+
+
+def _missing(names: Collection[str], noted: Mapping[str, int]) -> str | None:
+    """
+    Return which segment is missing, in words.
+
+    :param noted: by writer, the number of the last segment that is known to have been there
+    """
+    numbers: dict[str, set[int]] = {writer: set() for writer in noted}
     for name in names:
         _, _, writer, number = _parts(name)
-        last.setdefault(writer, set()).add(number)
-    for numbers in last.values():
-        if len(numbers) != max(numbers):
-            missing = min(set(range(1, max(numbers))) - numbers)
-            raise error_of(_unreadable(folder, ValueError(f"segment {missing} of a writer is missing")))
+        numbers.setdefault(writer, set()).add(number)
+    for writer, found in numbers.items():
+        gap = _first_gap(found, noted.get(writer, 0))
+        if gap is not None:
+            return f"segment {gap} of writer {writer} is missing"
+    return None
 
 
 def _unreadable(path: ObjectStoragePath, error: Exception) -> Failure:
@@ -319,12 +439,8 @@ def _superseded() -> Failure:
     )
 
 
-def _is_local(path: ObjectStoragePath) -> bool:
-    return path.protocol in ("file", "local", "")
-
-
 def _put(content: bytes, target: ObjectStoragePath) -> None:
-    if _is_local(target):
+    if is_local(target):
         put_bytes(content, target)
     else:
         # One request, so whole or not at all; and outside of transactions, which other threads may have open.

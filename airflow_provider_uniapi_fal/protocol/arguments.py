@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from jsonschema import Draft202012Validator
 
-from airflow_provider_uniapi_fal.protocol.messages import MAX_DEPTH
+from airflow_provider_uniapi_fal.protocol.messages import MAX_DEPTH, whole_text
 
 if TYPE_CHECKING:
     from jsonschema import ValidationError
@@ -106,6 +106,9 @@ def _json_problems(value: Any, where: str, around: tuple[int, ...]) -> list[str]
             if not isinstance(key, str):
                 problems.append(f"{where}: the key {key!r} is no text")
                 continue
+            if whole_text(key) != key:
+                problems.append(f"{where}: half of a surrogate pair is in the key {key!r}")
+                continue
             if key.endswith("_urls") and isinstance(item, str):
                 problems.append(f"{where}.{key}: a list is needed, not a single text")
             problems += _json_problems(item, f"{where}.{key}", inside)
@@ -118,7 +121,9 @@ def _json_problems(value: Any, where: str, around: tuple[int, ...]) -> list[str]
         ]
     if isinstance(value, float) and not math.isfinite(value):
         return [f"{where}: {value} has no form in JSON"]
-    if value is None or isinstance(value, (bool, int, float, str)):
+    if isinstance(value, str):
+        return [] if whole_text(value) == value else [f"{where}: half of a surrogate pair is no text"]
+    if value is None or isinstance(value, (bool, int, float)):
         return []
     return [f"{where}: {type(value).__name__} has no form in JSON"]
 

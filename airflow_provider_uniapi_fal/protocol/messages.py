@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
@@ -13,6 +14,10 @@ EXCERPT_CHARS = 200
 
 #: Deeper JSON is taken for unreadable: no answer of a model is, and all that walks through one recurses.
 MAX_DEPTH = 100
+
+#: Half of a surrogate pair. JSON can write one, and so can a header that is no UTF-8; UTF-8 and databases cannot.
+_HALF = re.compile(r"[\ud800-\udfff]")
+_HALF_IN_JSON = re.compile(r"\\u[dD][89a-fA-F]")
 
 # Made once: json.loads makes a new decoder for every text that is read with a setting.
 _read = json.JSONDecoder(parse_constant=lambda _: None).decode
@@ -134,7 +139,7 @@ def read_json(reply: HttpReply) -> Any | Unreadable:
     Blank lines before the JSON (the gateway's heartbeat sends one every five seconds under an early 200),
     a byte order mark, UTF-16 and a declared charset are all read. Bytes that fit no charset are replaced,
     so that the ids and states, which are ASCII, can still be read. ``NaN`` and the infinities become null,
-    because the databases behind XCom refuse them.
+    because the databases behind XCom refuse them; for the same reason half of a surrogate pair is replaced.
 
     Sources: UniAPI's page on errors (heartbeat); the rest was seen from proxies between client and queue.
     """
@@ -147,7 +152,15 @@ def read_json(reply: HttpReply) -> Any | Unreadable:
         return Unreadable(excerpt(text))
     # What has fewer brackets than that is not deeper, and need not be walked through.
     brackets = text.count("[") + text.count("{")
-    return Unreadable(excerpt(text)) if brackets > MAX_DEPTH and _is_too_deep(value) else value
+    if brackets > MAX_DEPTH and _is_too_deep(value):
+        return Unreadable(excerpt(text))
+    has_halves = _HALF_IN_JSON.search(text) or (not text.isascii() and _HALF.search(text))
+    return _whole_below(value) if has_halves else value
+
+
+def whole_text(text: str) -> str:
+    """Return foreign text in which no half of a surrogate pair is left, so that it can be written anywhere."""
+    return _HALF.sub("\ufffd", text)
 
 
 def excerpt(text: str) -> str:
@@ -169,6 +182,15 @@ def _is_too_deep(value: Any) -> bool:
             elif isinstance(item, list):
                 level += item
     return True
+
+
+def _whole_below(value: Any) -> Any:
+    """Return a JSON value of which every text is whole."""
+    if isinstance(value, str):
+        return whole_text(value)
+    if isinstance(value, dict):
+        return {whole_text(key): _whole_below(item) for key, item in value.items()}
+    return [_whole_below(item) for item in value] if isinstance(value, list) else value
 
 
 def _decode(body: bytes, content_type: str) -> str:

@@ -157,7 +157,10 @@ class Watching:
         self._settings = settings
         self._try = this_try
         self._rows: dict[str, RowState] = {}
-        self._resting: dict[str, deque[JobHandle]] = {}
+        #: By model, the rows whose jobs rest, each with its job.
+        self._resting: dict[str, deque[tuple[str, JobHandle]]] = {}
+        #: Which row a wait is for. The request id does not tell: it is the gateway's word, and may come twice.
+        self._row_of: dict[int, str] = {}
         self._looked_at: Counter[str] = Counter()
         self._next: asyncio.Future[tuple[Watch, RoundEnd]] | None = None
 
@@ -180,8 +183,8 @@ class Watching:
         """Watch the job of a row."""
         if state.handle is None:
             raise ValueError(f"row {state.entry.key!r} has no job to watch")
-        self._rows[state.handle.request_id] = state
-        self._resting.setdefault(state.handle.model, deque()).append(state.handle)
+        self._rows[state.entry.key] = state
+        self._resting.setdefault(state.handle.model, deque()).append((state.entry.key, state.handle))
 
     async def take(self, seconds: float, *, gather: float) -> list[Entry]:
         """
@@ -208,7 +211,7 @@ class Watching:
             # Waiting for each of many takes turns of an event loop that is busy with their looks.
             for watch, end in (first, *self._hub.ends_by_now(GATHER_MOST - len(entries) - 1)):
                 self._looked_at[watch.handle.model] -= 1
-                state = self._rows.pop(watch.handle.request_id)
+                state = self._rows.pop(self._row_of.pop(id(watch)))
                 entries.append(ended(state, watch, end, self._try, now=time.time()))
         return entries
 
@@ -217,7 +220,7 @@ class Watching:
         begun, next_one = 0, math.inf
         for model, resting in self._resting.items():
             while resting:
-                rest = self._settings.rest(resting[0], time.time())
+                rest = self._settings.rest(resting[0][1], time.time())
                 scout = rest > 0 and usual_seconds(model) is None
                 if scout and self._looked_at[model] >= SCOUTS:
                     next_one = min(next_one, rest)
@@ -226,7 +229,10 @@ class Watching:
                     return 0.0
                 begun += 1
                 self._looked_at[model] += 1
-                self._hub.add(self._settings.watch(resting.popleft(), scout=scout))
+                key, handle = resting.popleft()
+                watch = self._settings.watch(handle, scout=scout)
+                self._row_of[id(watch)] = key
+                self._hub.add(watch)
         return next_one
 
     async def close(self) -> None:

@@ -11,6 +11,7 @@ import pandas  # type: ignore[import-untyped]
 import pytest
 from airflow.sdk import ObjectStoragePath
 
+from airflow_provider_uniapi_fal.landing.kinds import UNTOLD
 from airflow_provider_uniapi_fal.landing.manifest import OUTCOMES, Manifest, manifest_schema, write_manifest
 from airflow_provider_uniapi_fal.landing.names import FIELDS
 from tests.landing.test_manifest import ERROR, PICTURE, row
@@ -34,6 +35,11 @@ def test_the_tables_name_the_fields_of_the_schema(heading: str, definition: str)
 def test_the_tables_name_every_outcome_and_every_field_of_a_name() -> None:
     assert first_column("Outcomes") == list(OUTCOMES)
     assert sorted(first_column("Names of files")) == sorted(f"{{{field}}}" for field in FIELDS)
+
+
+def test_the_media_that_are_believed_whatever_their_bytes_are_named() -> None:
+    section = TEXT.partition("Some media cannot be told by their bytes")[2].partition("\n\n")[0]
+    assert set(re.findall(r"`([^`]+)`", section)) == UNTOLD
 
 
 @pytest.fixture

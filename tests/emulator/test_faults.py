@@ -36,6 +36,15 @@ def test_a_lost_reply_leaves_a_job_behind(start: Start, capfd: pytest.CaptureFix
     assert capfd.readouterr() == ("", "")
 
 
+def test_half_a_surrogate_pair_is_sent_as_json_writes_it(start: Start) -> None:
+    emulator, client = start()
+    emulator.add_fault(fault="body", on="result", seed="\ud83d", **{"half\ude00": 1})
+    assert b'"half\\ude00": 1' in client.result(client.submit()).content
+    reply = client.result(client.submit("half \ud83d"))
+    assert b'"prompt": "half \\ud83d"' in reply.content
+    assert b'"seed": "\\ud83d"' in reply.content
+
+
 def test_a_lost_request_leaves_nothing_behind(start: Start) -> None:
     emulator, client = start(faults=["lost-request times=1"])
     with pytest.raises(requests.ConnectionError):

@@ -6,6 +6,7 @@ import asyncio
 import builtins
 import io
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -120,15 +121,121 @@ def test_a_page_is_never_media(page: bytes, called: str | None) -> None:
         (b"solid mesh\nfacet", "application/octet-stream", "model/stl", "model/stl"),
         (b"\0\1\2", "text/html", None, None),
         (b"\0\1\2", "text/html", "model/gltf-binary", "model/gltf-binary"),
-        (b"\0\1\2", "application/octet-stream", "video/mp4", "video/mp4"),
+        (b"\0\1\2", "application/octet-stream", "audio/L16; rate=24000", "audio/L16; rate=24000"),
+        (b"\0\1\2", "image/vnd.radiance", None, "image/vnd.radiance"),
         (b"\0\1\2", None, None, None),
-        (picture("png"), "text/html", "video/mp4", "image/png"),
+        (picture("png"), "text/html", "image/jpeg", "image/png"),
+        (picture("png"), "video/mp4", None, "image/png"),
+        (picture("png"), "image/png", "audio/pcm", "audio/pcm"),
+        (b"\xff\xfb\x90\x64" + b"\xaa" * 400, "audio/mpeg", "audio/mpeg", "audio/mpeg"),
     ],
 )
 def test_what_is_no_page_is_called_by_its_bytes_then_its_server_then_its_result(
     head: bytes, served: str | None, promised: str | None, kind: str | None
 ) -> None:
     assert checked_kind(head, served=served, promised=promised) == kind
+
+
+ELF = b"\x7fELF\2\1\1\0" + bytes(range(1, 200))
+
+
+@pytest.mark.parametrize(
+    "bytes_", [ELF, b"PK\3\4\x14\0\0\0" + bytes(9), b"%PDF-1.7\n\0\xff", b"\0" * 500, b"\xff\0\1"]
+)
+@pytest.mark.parametrize(
+    ("served", "promised"),
+    [
+        ("application/x-executable", "image/png"),
+        ("image/png", None),
+        ("video/mp4", "application/octet-stream"),
+        (None, "video/mp4"),
+        (None, "audio/mpeg"),
+    ],
+)
+def test_what_is_no_media_is_refused_where_media_were_promised(
+    bytes_: bytes, served: str | None, promised: str | None
+) -> None:
+    with pytest.raises(ValueError, match="no picture, video or sound, although it is called"):
+        checked_kind(bytes_, served=served, promised=promised)
+
+
+@pytest.mark.parametrize(
+    ("made", "promised", "refused"),
+    [
+        ("png", "video/mp4", True),
+        ("mp4", "image/png", True),
+        ("png", "audio/mpeg", True),
+        ("mp4", "audio/mp4", False),
+        ("webp", "image/png", False),
+    ],
+)
+def test_media_of_another_class_than_was_promised_are_refused(
+    video: bytes, made: str, promised: str, refused: bool
+) -> None:
+    content = video if made == "mp4" else picture(made)
+    if not refused:
+        assert checked_kind(content, served=None, promised=promised) == binary_media_type(content)
+        return
+    with pytest.raises(
+        ValueError, match=f"its bytes are (image|video)/{made}, although it is called {promised}"
+    ):
+        checked_kind(content, served=promised, promised=promised)
+
+
+def containers() -> Iterator[tuple[str, str, str]]:
+    for container, codec in (
+        *(("mp4", "mpeg4"), ("mov", "mpeg4"), ("webm", "libvpx"), ("matroska", "mpeg4"), ("avi", "mpeg4")),
+        *(("flv", "flv"), ("mpeg", "mpeg1video"), ("3gp", "mpeg4"), ("gif", "gif")),
+    ):
+        yield container, codec, "image/gif" if container == "gif" else "video/x"
+    for container, codec in (
+        *(("mp3", "mp3"), ("wav", "pcm_s16le"), ("flac", "flac"), ("ogg", "libopus"), ("adts", "aac")),
+        *(
+            ("ipod", "aac"),
+            ("aiff", "pcm_s16be"),
+            ("webm", "libopus"),
+            ("au", "pcm_s16be"),
+            ("caf", "pcm_s16le"),
+        ),
+    ):
+        yield container, codec, "audio/x"
+
+
+@pytest.mark.parametrize(("container", "codec", "promised"), list(containers()))
+def test_whatever_a_model_may_make_of_video_and_sound_is_known_as_such(
+    container: str, codec: str, promised: str
+) -> None:
+    import av
+    import numpy as np
+
+    buffer = io.BytesIO()
+    with av.open(buffer, "w", format=container) as film:
+        stream: Any = film.add_stream(codec, rate=48000 if promised == "audio/x" else 25)
+        if promised == "audio/x":
+            stream.layout = "mono"
+            noise = np.random.default_rng(1).integers(-9000, 9000, (1, 48000), np.int16)
+            sound = av.AudioFrame.from_ndarray(noise, format="s16", layout="mono")
+            sound.rate = 48000
+            resampler = av.AudioResampler(
+                stream.format.name, "mono", 48000, stream.codec_context.frame_size or None
+            )
+            frames: Any = resampler.resample(sound)
+        else:
+            stream.width, stream.height, stream.pix_fmt = 64, 48, "rgb8" if codec == "gif" else "yuv420p"
+            pixels = np.zeros((48, 64, 3), np.uint8)
+            frames = [av.VideoFrame.from_ndarray(pixels, format="rgb24") for _ in range(20)]
+        for frame in (*frames, None):
+            film.mux(stream.encode(frame))
+    assert checked_kind(buffer.getvalue()[:8192], served=None, promised=promised)
+
+
+@pytest.mark.parametrize(
+    "file_format", ["png", "jpeg", "gif", "webp", "bmp", "tiff", "avif", "ico", "jpeg2000", "ppm"]
+)
+def test_whatever_a_model_may_make_of_pictures_is_known_as_such(file_format: str) -> None:
+    found = checked_kind(picture(file_format), served=None, promised="image/x")
+    assert found is not None
+    assert found.startswith("image/")
 
 
 @pytest.mark.parametrize(

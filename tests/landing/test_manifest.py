@@ -51,6 +51,15 @@ def path(tmp_path: Path) -> ObjectStoragePath:
     return ObjectStoragePath((tmp_path / "night" / "manifest.jsonl").as_uri())
 
 
+def test_half_a_character_in_a_row_costs_no_manifest_and_is_read_by_everybody(
+    path: ObjectStoragePath,
+) -> None:
+    odd = replace(PICTURE, content_type="image/\ud83d")
+    write_manifest(Manifest((row("a", files=(odd,)), row("b"))), path)
+    [first, _] = read_manifest(path).rows
+    assert first.files[0].content_type == "image/?"
+
+
 def test_a_manifest_is_read_as_it_was_written(path: ObjectStoragePath) -> None:
     manifest = Manifest(
         (row("a", files=(PICTURE,), posts=1, tries=1, seed=7), row("b", "failed", index=1, error=ERROR)),

@@ -5,7 +5,9 @@ import io
 import os
 import subprocess
 import sys
+import tempfile
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +17,16 @@ from airflow.sdk.io import attach
 from fsspec.spec import AbstractBufferedFile, AbstractFileSystem  # type: ignore[import-untyped]
 
 from airflow_provider_uniapi_fal.landing.storage import (
+    OTHERS_REST_SECONDS,
+    clear_halves,
+    clear_spools,
     holds,
     is_plain_name,
     put,
     put_bytes,
     sha256_of,
     size_of,
+    spool,
 )
 
 if TYPE_CHECKING:
@@ -162,6 +168,10 @@ def test_a_process_killed_in_the_middle_of_a_file_leaves_the_old_one_and_no_half
             for _ in range(20):
                 writer.write(bytes(MIB))
             writer.flush()
+            halves = [name for name in store.names() if name != "night/a.png"]
+            assert len(halves) == (1 if store.conn_id is None else 0)
+            clear_halves(target.parent)
+            assert [name for name in store.names() if name != "night/a.png"] == halves, "it is at work on it"
             assert process.poll() is None, "it is still waiting for the rest"
             process.kill()
             process.wait(10)
@@ -171,9 +181,80 @@ def test_a_process_killed_in_the_middle_of_a_file_leaves_the_old_one_and_no_half
         process.kill()
         process.wait(10)
     assert store.read("night/a.png") == b"the old file"
-    assert [name for name in store.names() if not name.endswith(".part")] == ["night/a.png"]
+    clear_halves(target.parent)
+    assert store.names() == ["night/a.png"]
     put_bytes(b"the new file", target)
     assert store.read("night/a.png") == b"the new file"
+
+
+def half_of(machine: str, folder: Path, age: float) -> Path:
+    path = folder / f".{machine}-{'0' * 32}.part"
+    path.write_bytes(b"half")
+    os.utime(path, (time.time() - age,) * 2)
+    return path
+
+
+def test_a_half_file_of_another_machine_is_left_alone_until_nothing_was_written_to_it_for_long(
+    tmp_path: Path,
+) -> None:
+    """A file system need not tell one machine what another one has locked."""
+    folder = ObjectStoragePath(tmp_path.as_uri())
+    clear_halves(folder / "nowhere")
+    fresh = half_of("00000000", tmp_path, 30.0)
+    clear_halves(folder)
+    assert fresh.exists()
+    half_of("00000000", tmp_path, 2 * OTHERS_REST_SECONDS)
+    clear_halves(folder)
+    assert not fresh.exists()
+
+
+def test_nothing_but_half_files_is_cleared_away(tmp_path: Path) -> None:
+    names = [".hidden", "a.part", f".{'0' * 32}.part", ".DS_Store", "a.png"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"kept")
+    clear_halves(ObjectStoragePath(tmp_path.as_uri()))
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+
+
+#: Lends itself a folder with a copy in it, says which, and waits.
+SPOOLING = """
+import sys
+from airflow_provider_uniapi_fal.landing.storage import spool
+
+with spool() as folder:
+    (folder / "copy").write_bytes(b"x")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_the_local_copies_of_a_killed_process_are_cleared_away_and_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    other = tmp_path / "uniapi-fal-thumbnails-1"
+    other.mkdir()
+    process = subprocess.Popen(
+        [sys.executable, "-c", SPOOLING],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+    )
+    try:
+        assert process.stdout is not None
+        copies = Path(process.stdout.readline().strip())
+        with spool() as mine:
+            clear_spools()
+            assert {path.name for path in tmp_path.iterdir()} == {copies.name, mine.name, other.name}
+            process.kill()
+            process.wait(10)
+            clear_spools()
+            assert mine.exists()
+        assert list(tmp_path.iterdir()) == [other]
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_whole_file_of_several_parts_arrives_as_it_was(store: Store, tmp_path: Path) -> None:
@@ -237,7 +318,24 @@ def test_a_plain_name_is_one(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "a/b", "../a", "a\\b", "a\nb", "a\0", " a", "a ", "x" * 201, "海" * 67, "\x7f"],
+    [
+        "",
+        ".",
+        "..",
+        "a/b",
+        "../a",
+        "a\\b",
+        "a\nb",
+        "a\0",
+        " a",
+        "a ",
+        "x" * 201,
+        "海" * 67,
+        "\x7f",
+        "a\ud83d",
+        "a::b",
+        "::",
+    ],
 )
 def test_what_leads_elsewhere_or_is_too_long_is_no_plain_name(name: str) -> None:
     assert not is_plain_name(name)

@@ -5,20 +5,28 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal.exceptions import FalInputError, FalProtocolError, FalSubmitOutcomeUnknown
+from airflow_provider_uniapi_fal.landing import storage
 from airflow_provider_uniapi_fal.ledger import journal as journals
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner, journal_folder
 from airflow_provider_uniapi_fal.ledger.rows import Entry, Step, spooled
 from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
 from tests.fakes import handle
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 OWNER = Owner("nights", "tonight", "batch")
 OTHER = replace(OWNER, run_id="tomorrow")
+
+
+#: The two ways to read a journal.
+READS = (Journal.reading, lambda where: Journal.opened(where, OWNER))
 
 
 @pytest.fixture
@@ -69,6 +77,15 @@ def test_what_was_written_is_read_by_the_next_one(folder: ObjectStoragePath) -> 
         }
         assert next_one.rows["a"].handle == handle(request_id="req-a", submitted_at=1.0)
     assert len(segments(folder)) == 2
+
+
+def test_what_was_paid_for_is_written_down_whatever_half_characters_are_in_it(
+    folder: ObjectStoragePath,
+) -> None:
+    first = Journal.opened(folder, OWNER)
+    half = replace(handle(), model="\ud83d \\ud83d")
+    first.write([replace(succeeded("a"), handle=half)])
+    assert Journal.reading(folder).rows == first.rows
 
 
 def test_a_result_is_kept_with_its_data_uris_and_without_the_prompt(folder: ObjectStoragePath) -> None:
@@ -165,7 +182,7 @@ def test_a_journal_that_cannot_be_read_is_an_error_and_never_an_empty_one(
         lines = [json.loads(line) for line in text.splitlines()]
         del lines[1]["handle"]
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for read in (Journal.reading, lambda where: Journal.opened(where, OWNER)):
+    for read in READS:
         with pytest.raises(FalSubmitOutcomeUnknown, match="journal cannot be read"):
             read(folder)
 
@@ -201,6 +218,176 @@ def test_many_segments_are_summed_up_and_say_the_same(
     assert dict(third.results(["3", "4"])).keys() == {"3", "4"}
 
 
+def size_of(folder: ObjectStoragePath, kind: str) -> int:
+    folder.fs.invalidate_cache()
+    below = (folder / kind).path
+    return sum(folder.fs.size(name) for name in folder.fs.find(below))
+
+
+def a_night(folder: ObjectStoragePath, rows: int) -> float:
+    """Write the journal of a night that opens it anew for each ten rows; return the bytes of a row."""
+    journal = Journal.opened(folder, OWNER)
+    for first in range(0, rows, 5):
+        journal.write([submitted(f"{number:05}") for number in range(first, first + 5)])
+    for first in range(0, rows, 10):
+        Journal.reading(folder).write([succeeded(f"{number:05}") for number in range(first, first + 10)])
+        Journal.opened(folder, OWNER)
+    return sum(size_of(folder, kind) for kind in ("openings", "segments", "snapshots")) / rows
+
+
+def test_the_journal_of_a_long_night_is_no_longer_by_the_row_than_that_of_a_short_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "SEGMENTS_PER_SNAPSHOT", 4)
+    folders = [ObjectStoragePath(f"file://{tmp_path}/{rows}.journal") for rows in (100, 600)]
+    short, long = a_night(folders[0], 100), a_night(folders[1], 600)
+    assert long < 1.3 * short
+    newest = max((folders[1] / "snapshots").iterdir(), key=lambda path: path.name)
+    assert size_of(folders[1], "snapshots") < 3 * len(newest.read_bytes())
+
+
+def test_a_summary_that_was_there_and_is_not_is_an_error(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "SEGMENTS_PER_SNAPSHOT", 2)
+    first = Journal.opened(folder, OWNER)
+    for key in "abc":
+        first.write([submitted(key)])
+    Journal.opened(folder, OWNER).write([submitted("d")])
+    second = Journal.opened(folder, OWNER)
+    assert second.rows.keys() == set("abcd")
+    [path] = (folder / "snapshots").iterdir()
+    path.unlink()
+    for read in READS:
+        with pytest.raises(FalSubmitOutcomeUnknown, match=r"summary .* is missing"):
+            read(folder)
+
+
+@pytest.mark.parametrize("summed_up", [True, False])
+def test_a_writer_of_which_every_segment_is_gone_is_missed(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch, summed_up: bool
+) -> None:
+    """As a bucket's lifecycle rule deletes the oldest files."""
+    monkeypatch.setattr(journals, "SEGMENTS_PER_SNAPSHOT", 1 if summed_up else 64)
+    first = Journal.opened(folder, OWNER)
+    first.write([submitted("a")])
+    first.write([succeeded("a")])
+    Journal.opened(folder, OWNER).write([submitted("b")])
+    for path in segments(folder)[:2]:
+        path.unlink()
+    if summed_up:
+        # The row is known by the summary, so nothing is paid again; its result is gone, which is said.
+        kept = Journal.opened(folder, OWNER)
+        assert kept.rows.keys() == {"a", "b"}
+        with pytest.raises(FalSubmitOutcomeUnknown, match="journal cannot be read"):
+            dict(kept.results(["a"]))
+        return
+    for read in READS:
+        with pytest.raises(FalSubmitOutcomeUnknown, match=r"segment 1 of writer .* is missing"):
+            read(folder)
+    for path in segments(folder):
+        path.unlink()
+    for read in READS:
+        with pytest.raises(FalSubmitOutcomeUnknown, match="is missing"):
+            read(folder)
+
+
+@pytest.mark.parametrize("gone", ["000001", "000002", "all"])
+def test_an_opening_that_is_gone_is_missed(folder: ObjectStoragePath, gone: str) -> None:
+    for key in "abc":
+        Journal.opened(folder, OWNER).write([submitted(key)])
+    for path in list((folder / "openings").iterdir()):
+        if gone in ("all", path.name[:6]):
+            path.unlink()
+    for read in READS:
+        with pytest.raises(FalSubmitOutcomeUnknown, match=r"opening . is missing"):
+            read(folder)
+
+
+def test_an_opening_that_cannot_be_read_is_an_error(folder: ObjectStoragePath) -> None:
+    Journal.opened(folder, OWNER).write([submitted("a")])
+    [path] = (folder / "openings").iterdir()
+    path.write_text("{}")
+    for read in READS:
+        with pytest.raises(FalSubmitOutcomeUnknown, match="journal cannot be read"):
+            read(folder)
+
+
+def test_a_journal_that_lacks_what_the_manifest_says_was_posted_is_an_error(
+    folder: ObjectStoragePath,
+) -> None:
+    manifest = folder.parent / "manifest.jsonl"
+    Journal.opened(folder, OWNER).write([submitted("a")])
+    for path in segments(folder):
+        path.unlink()
+    rows = [{"key": "carried over", "posts": 0}, {"key": "missing", "posts": 0}]
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert Journal.opened(folder, OWNER).rows == {}
+    manifest.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"key": "a", "posts": 1}]))
+    with pytest.raises(FalSubmitOutcomeUnknown, match=r"names 1 rows that were posted .* such as 'a'"):
+        Journal.opened(folder, OWNER)
+    manifest.write_text("a half row\n")
+    with pytest.raises(FalSubmitOutcomeUnknown, match="journal cannot be read"):
+        Journal.opened(folder, OWNER)
+
+
+def test_a_listing_that_passes_over_what_is_written_meanwhile_misses_nothing(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder is listed piece by piece: it may show the later of two new files without the earlier one."""
+    listed, passed_over = journals._listed, set[str]()
+
+    def hasty(where: ObjectStoragePath) -> list[str]:
+        names = listed(where)
+        hidden = {name for name in names if name.startswith(("000001-000001", f"000001-{OWNER.mark}"))}
+        hidden -= passed_over
+        passed_over.update(hidden)
+        return [name for name in names if name not in hidden]
+
+    first = Journal.opened(folder, OWNER)
+    first.write([entry("a")])
+    first.write([submitted("a")])
+    Journal.opened(folder, OWNER)
+    monkeypatch.setattr(journals, "_listed", hasty)
+    assert Journal.reading(folder).rows["a"].step is Step.SUBMITTED
+    assert len(passed_over) == 2
+
+
+def test_an_opening_that_comes_while_a_journal_is_read_is_no_missing_one(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Journal.opened(folder, OWNER).write([entry("a")])
+    names, met = Journal._names, list[str]()
+
+    def meet(self: Journal, kind: str) -> list[str]:
+        if kind == "segments" and not met:
+            met.append(kind)
+            Journal.opened(folder, OWNER).write([submitted("a")])
+        return names(self, kind)
+
+    monkeypatch.setattr(Journal, "_names", meet)
+    assert Journal.reading(folder).rows["a"].step is Step.SUBMITTED
+
+
+def test_a_run_that_withdraws_leaves_the_opening_that_another_try_counts_on(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    put, met = journals._put, list[Journal]()
+
+    def put_and_be_met(content: bytes, target: ObjectStoragePath) -> None:
+        put(content, target)
+        if not met:
+            met.append(Journal(folder))
+            Journal.opened(folder, OWNER)
+            (folder / "openings" / f"000001-{OTHER.mark}-{'0' * 12}.json").write_text("{}")
+
+    monkeypatch.setattr(journals, "_put", put_and_be_met)
+    with pytest.raises(FalInputError):
+        Journal.opened(folder, OWNER)
+    (folder / "openings" / f"000001-{OTHER.mark}-{'0' * 12}.json").unlink()
+    assert Journal.opened(folder, OWNER).rows == {}
+
+
 def test_a_summary_that_cannot_be_read_is_an_error(
     folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -213,6 +400,23 @@ def test_a_summary_that_cannot_be_read_is_an_error(
     path.write_text("{}")
     with pytest.raises(FalSubmitOutcomeUnknown, match="journal cannot be read"):
         Journal.reading(folder)
+
+
+def test_an_opening_clears_away_the_half_files_that_killed_writers_left_in_the_journal_and_beside_it(
+    tmp_path: Path,
+) -> None:
+    folder = journal_folder(ObjectStoragePath(f"file://{tmp_path}/manifest.jsonl"))
+    Journal.opened(folder, OWNER).write([submitted("a")])
+    (tmp_path / "manifest.journal" / "snapshots").mkdir()
+    name = f".{storage._MACHINE}-{'0' * 32}.part"
+    places = [
+        tmp_path,
+        *(tmp_path / "manifest.journal" / kind for kind in ("openings", "segments", "snapshots")),
+    ]
+    for place in places:
+        (place / name).write_bytes(b"half")
+    assert Journal.opened(folder, OWNER).rows.keys() == {"a"}
+    assert [place for place in places if (place / name).exists()] == []
 
 
 def test_a_write_that_fails_is_raised_and_leaves_nothing_behind(

@@ -94,6 +94,12 @@ def test_numbers_that_are_no_json_become_null_because_databases_refuse_them() ->
     assert read(b'{"a": NaN, "b": [Infinity, -Infinity]}') == {"a": None, "b": [None, None]}
 
 
+def test_half_a_surrogate_pair_is_replaced_because_nothing_can_write_it() -> None:
+    body = rb'{"a\ud83d": ["\udc00b", {"c": "\uD83D\uDE00"}], "d": "\\ud83d"}'
+    assert read(body) == {"a\ufffd": ["\ufffdb", {"c": "\U0001f600"}], "d": "\\ud83d"}
+    json.dumps(read(b'{"a": "+2D0-"}', "application/json; charset=utf-7"), ensure_ascii=False).encode()
+
+
 def test_an_oversized_body_is_unreadable_and_says_so() -> None:
     found = read_json(HttpReply(200, {}, b"", oversized=True))
     assert found == Unreadable("a body too long to read")

@@ -64,7 +64,7 @@ class Night:
         return self.airflow.task_instance(self.dag_id, self.run_id, "batch").try_number
 
     def landed(self) -> list[str]:
-        """Name the files in the destination, besides the manifest, the journal and what a killed worker did not end."""
+        """Name the files in the destination, besides the manifest and the journal."""
         store, folder = self.destination.fs, self.destination.path
         store.invalidate_cache()
         try:
@@ -74,7 +74,7 @@ class Night:
         finally:
             # What was listed is not to be taken for what is there later.
             store.invalidate_cache()
-        return sorted(name for name in found if not name.startswith(("manifest.", ".")))
+        return sorted(name for name in found if not name.startswith("manifest."))
 
     def manifest(self) -> Manifest:
         return read_manifest(self.destination / "manifest.jsonl")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -117,6 +118,18 @@ def test_it_fires_when_all_have_ended_and_keeps_each_result_in_the_journal(
     found = dict(Journal.reading(folder).results(["a", "b", "c"]))
     assert {key: result.media[0].where for key, result in found.items()} == dict.fromkeys("abc", "images[0]")
     assert (len(calls(emulator, "result")), calls(emulator, "media"), posts(emulator)) == (3, [], 3)
+
+
+def test_two_rows_whose_jobs_have_one_request_id_are_two_waits(
+    start: Start, folder: ObjectStoragePath
+) -> None:
+    start(run_seconds=0.2)
+    submit(folder, "a")
+    journal = Journal.reading(folder)
+    journal.write([replace(journal.rows["a"].entry, key="b")])
+    event = fired(trigger(folder))
+    assert (event["ready"], event["running"]) == (2, 0)
+    assert steps(folder) == {"a": Step.SUCCEEDED, "b": Step.SUCCEEDED}
 
 
 @pytest.mark.parametrize(

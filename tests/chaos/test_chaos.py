@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from rich.console import Console
@@ -13,6 +13,9 @@ from airflow_provider_uniapi_fal.emulator.faults import Rule
 from tests.chaos.__main__ import run
 from tests.chaos.account import Ending, Happened, Row, account_of, broken, verdict
 from tests.chaos.plan import FATES, WAYS, Kill, Plan, PlannedJob, plan_of
+
+if TYPE_CHECKING:
+    from tests.conftest import Figures
 
 PROMPT = "chaos 1, job 0000."
 NOON = datetime(2026, 11, 22, 12, tzinfo=timezone.utc)
@@ -206,5 +209,7 @@ def test_accidents_that_did_not_happen_are_no_success() -> None:
 @pytest.mark.slow
 @pytest.mark.system
 @pytest.mark.timeout(540)
-def test_no_job_is_paid_twice_or_lost_in_a_short_chaos() -> None:
-    assert run(24, seed=7, limit=400, console=Console(width=150)) == 0
+def test_no_job_is_paid_twice_or_lost_in_a_short_chaos(figures: Figures) -> None:
+    outcome = run(24, seed=7, limit=400, console=Console(width=150))
+    figures("short-chaos", outcome.figures)
+    assert outcome.kept

@@ -22,13 +22,14 @@ from airflow.models.dagbundle import DagBundleModel
 from airflow.models.dagrun import DagRun
 from airflow.models.serialized_dag import SerializedDagModel
 from airflow.models.taskinstance import TaskInstance, clear_task_instances
+from airflow.models.trigger import Trigger
 from airflow.sdk import DAG, BaseOperator
 from airflow.serialization.definitions.dag import SerializedDAG
 from airflow.serialization.serialized_objects import DagSerialization, LazyDeserializedDAG
 from airflow.utils.session import create_session
 from airflow.utils.state import DagRunState, TaskInstanceState
 from airflow.utils.types import DagRunTriggeredByType, DagRunType
-from sqlalchemy import delete, select, update
+from sqlalchemy import delete, func, select, update
 
 if TYPE_CHECKING:
     from airflow.models.taskinstancekey import TaskInstanceKey
@@ -74,18 +75,18 @@ class Airflow:
     def fail(self, task: str) -> None:
         """Let the scheduler find that the try is lost: a worker that gave no sign of life, or a report of its end."""
         with create_session() as session:
-            ti = self._of(task, session)
+            ti = self.of(task, session)
             ti.task = DBDagBag().get_dag_for_run(ti.dag_run, session).get_task(task)  # type: ignore[union-attr]
             ti.handle_failure("lost", session=session)
 
     def report_ended(self, *tasks: str) -> None:
         """Let the executor report, in one batch, that the processes of these tasks have ended well."""
         with create_session() as session:
-            keys = [self._of(task, session).key for task in tasks]
+            keys = [self.of(task, session).key for task in tasks]
             scheduler: Any = Executor(keys)
             SchedulerJobRunner.process_executor_events(scheduler, SCHEDULER, DBDagBag(), session)
 
-    def _of(self, task: str, session: Any) -> TaskInstance:
+    def of(self, task: str, session: Any) -> TaskInstance:
         found = session.scalar(
             select(TaskInstance).where(TaskInstance.dag_id == self.dag_id, TaskInstance.task_id == task)
         )
@@ -175,6 +176,28 @@ def test_of_running_tasks_that_are_cleared_together_some_look_like_a_retry(airfl
     assert after[alone].max_tries == 1 + RETRIES
     told = [after[task].max_tries for task in together]
     assert set(told) == {RETRIES, 1 + RETRIES}
+
+
+def test_the_trigger_of_a_task_that_is_cleared_goes_on_until_the_task_is_scheduled_again(
+    airflow: Airflow,
+) -> None:
+    # hooks/task_states.py: whoever asks in on_kill() of a trigger finds "scheduled" or later after a clear, never none.
+    with create_session() as session:
+        trigger = Trigger(classpath="tests.Trigger", kwargs={})
+        session.add(trigger)
+        session.flush()
+        session.execute(
+            update(TaskInstance)
+            .where(TaskInstance.dag_id == airflow.dag_id, TaskInstance.task_id == "task_0")
+            .values(state=TaskInstanceState.DEFERRED, trigger_id=trigger.id)
+        )
+    airflow.clear("task_0")
+    for state, there in ((None, 1), (TaskInstanceState.SCHEDULED, 0)):
+        with create_session() as session:
+            airflow.of("task_0", session).state = state
+        with create_session() as session:
+            Trigger.clean_unused(session=session)
+            assert session.scalar(select(func.count()).select_from(Trigger)) == there
 
 
 def test_tasks_that_do_not_run_are_told_of_a_clear_however_many_there_are(airflow: Airflow) -> None:

@@ -237,6 +237,12 @@ def test_a_frozen_component_goes_on_where_it_was(airflow: LocalAirflow) -> None:
     assert psutil.Process(child.pid).status() != psutil.STATUS_STOPPED
 
 
+def test_a_pool_is_made_and_given_another_number_of_slots(airflow: LocalAirflow) -> None:
+    for slots in (2, 0):
+        airflow.set_pool("narrow", slots)
+        assert airflow.query("SELECT slots FROM slot_pool WHERE pool = 'narrow'") == [(slots,)]
+
+
 def test_a_component_that_dies_unasked_ends_the_wait_with_its_log(airflow: LocalAirflow) -> None:
     os.kill(airflow.children["dag-processor"].pid, signal.SIGKILL)
     with pytest.raises(

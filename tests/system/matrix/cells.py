@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -231,18 +230,13 @@ class Cell:
             self.airflow.clear(self.dag_id, self.run_id, tasks or None)
 
     @contextlib.contextmanager
-    def unscheduled(self) -> Iterator[None]:
-        """Let Airflow begin no task of the DAG; no other cell may need it meanwhile."""
-        with self.matrix.one_at_a_time:
-            self.airflow.pause(self.dag_id)
+    def without_a_slot(self) -> Iterator[None]:
+        """Let the next try be scheduled and not begin, in a DAG whose tasks need slots."""
+        self.airflow.set_pool(POOL, 0)
         try:
-            # The scheduler gives a sign of life after it has begun what was to begin.
-            since = f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M:%S.%f}"
-            sign = "SELECT 1 FROM job WHERE job_type = 'SchedulerJob' AND latest_heartbeat > ?"
-            eventually(lambda: bool(self.airflow.query(sign, (since,))))
             yield
         finally:
-            self.airflow.unpause(self.dag_id)
+            self.airflow.set_pool(POOL, SLOTS)
 
     def mark(self, state: str) -> None:
         with self.matrix.one_at_a_time:

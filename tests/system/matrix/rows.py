@@ -16,9 +16,7 @@ from tests.system.matrix.cells import (
     COLUMNS,
     DEFERRABLE,
     ENDING,
-    POOL,
     SENSOR,
-    SLOTS,
     SUBMIT,
     Cell,
     Ends,
@@ -82,6 +80,7 @@ def cleared_at_its_gate(cell: Cell) -> None:
 def cleared_in_its_wait(cell: Cell) -> None:
     cell.until_at_gate()
     cell.clear_running(cell.wait_task)
+    until_taken_up(cell)
 
 
 def cleared_while_deferred(cell: Cell) -> None:
@@ -95,11 +94,10 @@ def cleared_while_deferred(cell: Cell) -> None:
 def cleared_while_deferred_and_cancelled_before_the_next_try(cell: Cell) -> None:
     """Let who waits learn of the clear before the next try begins, which is the usual order."""
     cell.until_deferred()
-    before = cell.try_number(cell.wait_task)
-    with cell.unscheduled():
+    with cell.without_a_slot():
         cell.clear(cell.wait_task)
         eventually(lambda: cell.cancels() == 1)
-    cell.until_tried_again(cell.wait_task, before)
+    until_taken_up(cell)
 
 
 def submit_cleared_after_success(cell: Cell) -> None:
@@ -117,19 +115,21 @@ def submit_cleared_after_success(cell: Cell) -> None:
 def taken_for_dead_and_woken(cell: Cell) -> None:
     """Freeze a worker until its task is to be tried again, and wake it while that waits for a slot."""
     cell.until_at_gate()
-    worker = cell.worker(cell.wait_task)
-    before = cell.try_number(cell.wait_task)
-    try:
-        for process in worker:
-            process.suspend()
-        cell.airflow.set_pool(POOL, 0)
+    supervisor, process = cell.worker(cell.wait_task)
+    supervisor.suspend()
+    process.suspend()
+    with cell.without_a_slot():
         cell.airflow.wait_for_task(cell.dag_id, cell.run_id, cell.wait_task, "scheduled", timeout=300)
-        for process in worker:
-            process.resume()
-        eventually(lambda: not any(map(runs, worker[1:])))
-    finally:
-        cell.airflow.set_pool(POOL, SLOTS)
-    cell.until_tried_again(cell.wait_task, before)
+        supervisor.resume()
+        process.resume()
+        until_gone(process)
+    until_taken_up(cell)
+
+
+def until_taken_up(cell: Cell) -> None:
+    """Let a held job go on until the next try has met it."""
+    if cell.row.held and cell.column != SENSOR:
+        eventually(lambda: "Re-attaching" in cell.story())
 
 
 def cleared_after_failure(cell: Cell) -> None:
@@ -532,7 +532,7 @@ CLEARS = [
         each((DEFERRABLE, ENDING), MADE_ANEW),
         job=OBEDIENT,
         alone=True,
-        variant="paused_",
+        variant="pooled_",
     ),
     Row(
         "a wait cleared while deferred takes up the same job if that goes on",
@@ -540,7 +540,7 @@ CLEARS = [
         each((DEFERRABLE, ENDING), GOES_ON),
         held=True,
         alone=True,
-        variant="paused_",
+        variant="pooled_",
     ),
     Row(
         "a sensor cleared while deferred cancels nothing and looks at the same job",

@@ -146,7 +146,5 @@ columns()
 # Of its tries Airflow may lose one.
 columns("impatient_", timeout=12, queue_timeout=6, retries=2)
 columns("hasty_", execution_timeout=12, retries=20)
-# To be paused without a cell beside it that would have to wait.
-columns("paused_")
-# The same for slots.
+# Of its slots a cell takes all away, to keep its next try waiting.
 columns("pooled_", pool="matrix")

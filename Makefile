@@ -34,7 +34,7 @@ slow: $(INSTALLED) ## Run the slower tests that CI runs as well: every vendor, t
 long: $(INSTALLED) chromium ## Run the long tests: the matrix of faults, lost workers, short jobs, the browser
 	@$(BIN)/python -m pytest -m long
 
-faults: $(INSTALLED) ## Of these, the matrix of faults, beside the short chaos: ten minutes or more
+faults: $(INSTALLED) ## Of these, the matrix of faults, beside the short chaos: a quarter of an hour
 	@$(BIN)/python -m pytest -m "long or slow" tests/system/matrix tests/chaos
 
 browser: $(INSTALLED) chromium ## Run the tests that drive a headless Chromium

@@ -13,7 +13,7 @@ PIP_INSTALL = $(BIN)/python -m pip install -qq --disable-pip-version-check --no-
 	--progress-bar off -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo ui test slow long faults browser chaos pythons docs bench bench-short bench-batch lint constraints clean
+.PHONY: help demo ui test slow long faults browser chaos short-jobs pythons docs bench bench-short bench-batch lint constraints clean
 
 help: ## Say what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -34,7 +34,7 @@ slow: $(INSTALLED) ## Run the slower tests that CI runs as well: every vendor, t
 long: $(INSTALLED) chromium ## Run the long tests: the matrix of faults, short jobs, the browser
 	@$(BIN)/python -m pytest -m long
 
-faults: $(INSTALLED) ## Of these, the matrix of faults, beside the short chaos: ten minutes or more
+faults: $(INSTALLED) ## Of these, the matrix of faults, beside the short chaos: a quarter of an hour
 	@$(BIN)/python -m pytest -m "long or slow" tests/system/matrix tests/chaos
 
 browser: $(INSTALLED) chromium ## Run the tests that drive a headless Chromium
@@ -56,7 +56,10 @@ chromium:
 	fi
 
 chaos: $(INSTALLED) ## Send 200 jobs through random faults, and account for each
-	@$(BIN)/python -m tests.chaos
+	@$(BIN)/python -m tests.chaos --out build/figures/chaos.json
+
+short-jobs: $(INSTALLED) ## Count first tries that fail, in six runs of 20 short jobs, beside a plain deferrable operator
+	@$(BIN)/python -m pytest --short-jobs-runs 6 tests/system/test_short_jobs.py
 
 pythons: $(INSTALLED) ## Try the wheel and the sdist on each Python that is here, with lowest and highest versions
 	@$(BIN)/python -m pytest tests/packaging/test_pythons.py

@@ -476,6 +476,14 @@ class LocalAirflow:
             path += f"/{map_index}"
         self._call("PATCH", path, {"new_state": state})
 
+    def set_pool(self, name: str, slots: int) -> None:
+        """Give a pool so many slots; make it if it is not there."""
+        pool = {"slots": slots, "description": "", "include_deferred": False}
+        if self.query("SELECT 1 FROM slot_pool WHERE pool = ?", (name,)):
+            self._call("PATCH", f"/pools/{_segment(name)}", {"pool": name, **pool})
+        else:
+            self._call("POST", "/pools", {"name": name, **pool})
+
     def answer(self, dag_id: str, run_id: str, task_id: str, option: str) -> None:
         """Choose an option of a task that waits for a person, as a user would in the interface."""
         self._call(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import re
 import shutil
@@ -17,7 +18,14 @@ import hypothesis
 import pytest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
+    from typing import Protocol
+
+    class Figures(Protocol):
+        """Keeps what a test has counted; a later call for the same name takes the place of an earlier one."""
+
+        def __call__(self, name: str, found: Mapping[str, Any]) -> None: ...
+
 
 # Airflow reads its configuration when it is first imported, so all of this happens while pytest loads this
 # file, before any test module: no plugin, fixture or test may be first.
@@ -42,6 +50,39 @@ hypothesis.settings.load_profile("shared-machine")
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(HOME, ignore_errors=True)
+
+
+# What a test has counted is worth reading when it passes, too.
+
+FIGURES = pytest.StashKey[dict[str, "Mapping[str, Any]"]]()
+FIGURES_FOLDER = Path(__file__).parents[1] / "build" / "figures"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--short-jobs-runs", type=int, default=2, metavar="N", help="runs of 20 short jobs each (default: 2)"
+    )
+
+
+@pytest.fixture
+def figures(request: pytest.FixtureRequest) -> Figures:
+    """Keep figures: they are written to ``build/figures/<name>.json`` and end up in pytest's summary."""
+
+    def keep(name: str, found: Mapping[str, Any]) -> None:
+        request.config.stash.setdefault(FIGURES, {})[name] = found
+        FIGURES_FOLDER.mkdir(parents=True, exist_ok=True)
+        (FIGURES_FOLDER / f"{name}.json").write_text(json.dumps(found, indent=2) + "\n")
+
+    return keep
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for name, found in config.stash.get(FIGURES, {}).items():
+        terminalreporter.section(f"{name}: build/figures/{name}.json")
+        for what, figure in found.items():
+            terminalreporter.write_line(
+                f"{what}: {figure if isinstance(figure, str) else json.dumps(figure)}"
+            )
 
 
 class LeavesLoopback(Exception):

@@ -25,6 +25,7 @@ from airflow_provider_uniapi_fal.ledger.record import ON_CHANGED_ARGUMENTS, ON_U
 from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, Try
 from airflow_provider_uniapi_fal.ledger.task_state import keep_batch
 from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS, push_links
+from airflow_provider_uniapi_fal.mapping import CheckedWhenMapped
 from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
@@ -60,7 +61,7 @@ LAND_AHEAD_SECONDS = 5.0
 _PLACE = "a path in storage is needed, such as s3://bucket/{{ ds }}"
 
 
-class FalBatchOperator(DeferringOperator):
+class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
     """
     Submit many jobs from one task, wait for them, land their media and write a manifest.
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import BaseOperator, conf
+from airflow.sdk import conf
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_uniapi_fal import metrics
@@ -35,6 +35,7 @@ from airflow_provider_uniapi_fal.ledger.record import (
 )
 from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
 from airflow_provider_uniapi_fal.links.fal import JOB_LINKS, push_links
+from airflow_provider_uniapi_fal.mapping import CheckedWhenMapped
 from airflow_provider_uniapi_fal.protocol.arguments import one_of
 from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
@@ -63,7 +64,7 @@ FORGETS_ON_SUCCESS = (
 KEPT_SECONDS = 360.0
 
 
-class SubmittingOperator(BaseOperator):
+class SubmittingOperator(CheckedWhenMapped):
     """
     Base of the operators that submit one job: it submits, and hands the handle on.
 

@@ -15,6 +15,7 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, A
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalSensorTimeout, FalTimeout, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
+from airflow_provider_uniapi_fal.mapping import CheckedWhenMapped
 from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
 from airflow_provider_uniapi_fal.protocol.cadence import LONGEST
 from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
 PROGRESS_KEY = "uniapi_fal:watch"
 
 
-class FalQueueSensor(DeferringOperator, BaseSensorOperator):
+class FalQueueSensor(CheckedWhenMapped, DeferringOperator, BaseSensorOperator):
     """
     Wait until a job has ended, and return its result.
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pendulum
-from airflow.sdk import BaseOperator, ObjectStoragePath
+from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
@@ -33,6 +33,7 @@ from airflow_provider_uniapi_fal.landing.rows import (
 )
 from airflow_provider_uniapi_fal.landing.storage import is_plain_name
 from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS, push_links
+from airflow_provider_uniapi_fal.mapping import CheckedWhenMapped
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom, tell_assets
@@ -53,7 +54,7 @@ class _Night:
     path: ObjectStoragePath
 
 
-class FalToObjectStorageOperator(BaseOperator):
+class FalToObjectStorageOperator(CheckedWhenMapped):
     """
     Copy every media file of a result, or of all results of a manifest, to object storage.
 

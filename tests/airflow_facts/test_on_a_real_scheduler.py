@@ -17,6 +17,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from demo.local_airflow import LocalAirflow
@@ -102,7 +103,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Facts]:
         dags=Path(__file__).parent / "dags",
         # Workers, triggerer and DAG processor import the probes.
         environment={FACTS: str(folder), "PYTHONPATH": str(PROJECT)},
-        parallelism=8,
+        parallelism=10,
         start_timeout=180,
     ) as airflow:
         facts = Facts(airflow, folder)
@@ -333,6 +334,24 @@ def test_a_running_task_asks_for_its_state_while_it_is_killed_and_has_three_seco
     if state != "running":
         facts.noted(task_id, "three seconds later")
     facts.task("running", task_id, "success" if state == "restarting" else "failed")
+
+
+@pytest.mark.parametrize("task_id", ["told_by_its_supervisor", "told_with_its_supervisor"])
+def test_a_worker_that_is_told_to_end_calls_on_kill_of_a_task_that_is_running_and_goes_on(
+    facts: Facts, task_id: str
+) -> None:
+    # operators/fal.py: FalGenerateOperator.on_kill() asks for the state, for an eviction is no wish of the user's.
+    facts.noted(task_id, "execute")
+    process = facts.airflow.task_process("running", facts.run_ids["running"], task_id)
+    supervisor = process.parent()
+    assert supervisor is not None
+    supervisor.terminate()
+    if task_id == "told_with_its_supervisor":
+        process.terminate()
+    assert facts.states_noted("running", task_id) == "running"
+    facts.noted(task_id, "three seconds later")
+    facts.airflow.set_task_state("running", facts.run_ids["running"], task_id, "success")
+    eventually(lambda: not process.is_running() or process.status() == psutil.STATUS_ZOMBIE, 60)
 
 
 def test_clearing_a_running_task_raises_max_tries_and_runs_it_again(facts: Facts) -> None:

@@ -10,15 +10,18 @@ the seed; when it does depends on the machine, too. Exit code 0 only if no promi
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import shutil
 import signal
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -29,6 +32,14 @@ from tests.chaos.running import run_chaos
 
 if TYPE_CHECKING:
     from types import FrameType
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run went: whether every promise was kept, and its figures."""
+
+    kept: bool
+    figures: Mapping[str, Any]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -44,6 +55,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--limit", type=float, default=540.0, metavar="X", help="seconds until it is over (default: 540)"
     )
+    parser.add_argument("--out", type=Path, default=None, metavar="FILE", help="write the figures as JSON")
     options = parser.parse_args(arguments)
     if options.jobs < 1:
         parser.error("--jobs is 1 or more")
@@ -51,18 +63,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     seed = random.randrange(10**6) if options.seed is None else options.seed
     console = Console() if sys.stdout.isatty() else Console(width=150)
     try:
-        return run(options.jobs, seed, options.limit, console)
+        outcome = run(options.jobs, seed, options.limit, console)
     except KeyboardInterrupt:
         console.print("Interrupted: nothing is left running.")
         return 128 + signal.SIGINT
+    if options.out is not None:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        options.out.write_text(json.dumps(outcome.figures, indent=2) + "\n")
+    return 0 if outcome.kept else 1
 
 
 def _exit_on_signal(signum: int, frame: FrameType | None) -> None:
     sys.exit(128 + signum)
 
 
-def run(jobs: int, seed: int, limit: float, console: Console) -> int:
-    """Run chaos once and report; return the exit code."""
+def run(jobs: int, seed: int, limit: float, console: Console) -> Outcome:
+    """Run chaos once and report."""
     started = time.monotonic()
     folder = Path(tempfile.mkdtemp(prefix="chaos-"))
     plan = plan_of(jobs, seed)
@@ -92,8 +108,23 @@ def run(jobs: int, seed: int, limit: float, console: Console) -> int:
         shutil.rmtree(folder)
     else:
         console.print(f"Seed {seed}; all logs: {folder}", style="red", highlight=False, soft_wrap=True)
-    console.print(f"This took {time.monotonic() - started:.0f} s.", highlight=False)
-    return 0 if kept else 1
+    took = time.monotonic() - started
+    console.print(f"This took {took:.0f} s.", highlight=False)
+    return Outcome(
+        kept,
+        {
+            "jobs": jobs,
+            "seed": seed,
+            "seconds": round(took),
+            "kept": kept,
+            "outcomes": Counter(row.ending.outcome for row in rows),
+            "promises": {promise.what: promise.figure for promise in promises},
+            "problems": problems,
+            "tasks killed": len(found.happened.killed),
+            "faults": dict(sorted(found.faults.items())),
+            "posts received, accepted": [totals["posts_received"], totals["posts_accepted"]],
+        },
+    )
 
 
 if __name__ == "__main__":

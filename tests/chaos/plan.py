@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from airflow_provider_uniapi_fal.emulator.faults import Rule
+
 #: The DAGs, with the tasks that make one job in each, and their share of the jobs.
 WAYS: dict[str, tuple[str, ...]] = {
     "generate_deferred": ("generate",),
@@ -70,6 +72,9 @@ FATES: dict[str, Fate] = {
 }
 """The ends; one decides each job."""
 
+LATE = ("slow", "trickle")
+"""What carries a call out, and answers later."""
+
 NOISE = (
     "rate-limit on=submit times=2 retry_after=1",
     "rate-limit on=submit times=6 retry_after=1",  # one try's patience ends at five
@@ -131,6 +136,13 @@ class PlannedJob:
         if self.end.removed:
             return ("cancelled", "timed_out") if self.end.cancelled else ("timed_out",)
         return self.end.outcomes
+
+    @property
+    def reply_takes(self) -> float:
+        """How many seconds the reply to its post is on its way, by what was planned."""
+        late = (Rule.read(rule) for rule in self.noise)
+        seconds = (rule.option("seconds") for rule in late if rule.on == "submit" and rule.fault in LATE)
+        return float(sum(seconds))
 
     @property
     def rules(self) -> tuple[str, ...]:

@@ -81,7 +81,7 @@ class _Run:
         }
         self.seen_running: dict[tuple[str, str, int], float] = {}
         self.to_cancel = {job.prompt for job in plan.jobs if job.end.cancelled}
-        self.killed: set[str] = set()
+        self.killed: dict[str, datetime] = {}
         self.absences: list[tuple[datetime, datetime]] = []
         self.triggerers_killed = 0
 
@@ -114,7 +114,7 @@ class _Run:
             endings,
             self.emulator.account(),
             Counter(f"{each['fault']} on {each['operation']}" for each in seen if each["fault"]),
-            Happened(frozenset(self.killed), tuple(self.absences), self.triggerers_killed),
+            Happened(dict(self.killed), tuple(self.absences), self.triggerers_killed),
             not running,
         )
 
@@ -136,7 +136,7 @@ class _Run:
             if pid in ours:
                 with contextlib.suppress(psutil.NoSuchProcess):
                     ours[pid].kill()
-                    self.killed.add(job.prompt)
+                    self.killed[job.prompt] = datetime.now(timezone.utc)
                     del self.to_kill[place]
 
     def let_accidents_happen(self, tasks: Mapping[tuple[str, str, int], TaskInstance]) -> None:

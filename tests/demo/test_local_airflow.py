@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from demo.local_airflow import LocalAirflow, LocalAirflowError, LocalAirflowTimeout
+from tests.system.waiting import eventually
 
 pytestmark = pytest.mark.system
 
@@ -232,9 +233,16 @@ def test_a_deferred_task_survives_the_triggerers_death(airflow: LocalAirflow, ga
 def test_a_frozen_component_goes_on_where_it_was(airflow: LocalAirflow) -> None:
     child = airflow.children["triggerer"]
     airflow.pause_component("triggerer", alone=True)
-    assert psutil.Process(child.pid).status() == psutil.STATUS_STOPPED
+    # The signal is sent at once and takes effect a moment later.
+    eventually(lambda: psutil.Process(child.pid).status() == psutil.STATUS_STOPPED, 30)
     airflow.resume_component("triggerer", alone=True)
-    assert psutil.Process(child.pid).status() != psutil.STATUS_STOPPED
+    eventually(lambda: psutil.Process(child.pid).status() != psutil.STATUS_STOPPED, 30)
+
+
+def test_a_pool_is_made_and_given_another_number_of_slots(airflow: LocalAirflow) -> None:
+    for slots in (2, 0):
+        airflow.set_pool("narrow", slots)
+        assert airflow.query("SELECT slots FROM slot_pool WHERE pool = 'narrow'") == [(slots,)]
 
 
 def test_a_component_that_dies_unasked_ends_the_wait_with_its_log(airflow: LocalAirflow) -> None:

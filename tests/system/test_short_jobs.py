@@ -6,22 +6,25 @@ deferral comes late, and is taken for the end of the resumed task (apache/airflo
 jobs run on Airflow's default settings, beside a plain deferrable operator that shows how often the race is
 lost on this machine. On that one nothing is asserted: whether it loses is a matter of luck.
 
-Two runs by default; `SHORT_JOBS_RUNS=6` asks for another number.
+Two runs by default; `--short-jobs-runs=6` asks for another number.
 """
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_provider_uniapi_fal.emulator.running import Emulator, running_emulator
 from demo.local_airflow import LocalAirflow, TaskInstance
 
-pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(900)]
+if TYPE_CHECKING:
+    from tests.conftest import Figures
+
+pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(1800)]
 
 PROJECT = Path(__file__).parents[2]
 KEY = "sk-a-key-for-short-jobs-that-is-written-nowhere"
@@ -61,9 +64,11 @@ def jobs(airflow: LocalAirflow, dag_id: str, run_id: str) -> list[TaskInstance]:
     return [ti for ti in airflow.task_instances(dag_id, run_id) if ti.task_id == "job"]
 
 
-def test_no_short_job_fails_on_its_first_try(airflow: LocalAirflow, emulator: Emulator) -> None:
-    runs = int(os.environ.get("SHORT_JOBS_RUNS", "2"))
-    failed_first: dict[str, int] = {OURS: 0, PLAIN: 0}
+def test_no_short_job_fails_on_its_first_try(
+    airflow: LocalAirflow, emulator: Emulator, figures: Figures, pytestconfig: pytest.Config
+) -> None:
+    runs = pytestconfig.getoption("short_jobs_runs")
+    failed_first: dict[str, list[int]] = {OURS: [], PLAIN: []}
     for dag_id in failed_first:
         airflow.wait_for_dag(dag_id, timeout=120)
     for number in range(runs):
@@ -77,11 +82,18 @@ def test_no_short_job_fails_on_its_first_try(airflow: LocalAirflow, emulator: Em
             airflow.wait_for_run(dag_id, run_id, 300)
             ended = jobs(airflow, dag_id, run_id)
             assert len(ended) == JOBS
-            lost = [ti for ti in ended if ti.state != "success" or ti.try_number > 1]
-            failed_first[dag_id] += len(lost)
-            print(f"run {number + 1} of {runs}, {dag_id}: {len(lost)} of {JOBS} first tries failed")
-    print(f"first tries that failed, of {runs * JOBS} each: {failed_first}")
+            failed_first[dag_id].append(sum(ti.state != "success" or ti.try_number > 1 for ti in ended))
+        figures("short-jobs", told(failed_first))
 
-    assert failed_first[OURS] == 0
+    assert sum(failed_first[OURS]) == 0
     posts = [job for job in emulator.account()["jobs"] if job["prompt"].startswith(OURS)]
     assert len(posts) == runs * JOBS
+
+
+def told(failed_first: dict[str, list[int]]) -> dict[str, Any]:
+    """Say how many of the jobs of each kind have failed on their first try, run by run and in all."""
+    return {
+        "jobs in a run": JOBS,
+        **{f"{dag_id}, first tries that failed in each run": each for dag_id, each in failed_first.items()},
+        **{f"{dag_id}, of {len(each) * JOBS}": sum(each) for dag_id, each in failed_first.items()},
+    }

@@ -53,6 +53,8 @@ with DAG("failed_as_a_whole", schedule=None):
 with DAG("running", schedule=None):
     Killed(task_id="marked_while_running")
     Killed(task_id="cleared_while_running")
+    Killed(task_id="told_by_its_supervisor")
+    Killed(task_id="told_with_its_supervisor")
     Killed(task_id="timed_out", execution_timeout=timedelta(seconds=2))
     Rescheduled(task_id="rescheduled", mode="reschedule", poke_interval=8, timeout=600)
 

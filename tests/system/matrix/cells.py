@@ -3,7 +3,8 @@ What the matrix is made of: columns, rows, and cells that run side by side in on
 
 A row says what happens to a job, and how each column ends then. Cells run side by side, each in a thread of its
 own; those whose jobs must not end before their fault is over have them *held*: the emulator says IN_PROGRESS of
-them until each of these cells has had its fault. So no row depends on how fast the machine is.
+them until each of these cells has had its fault. Cells that are about who is asked first, and in time, run *alone*
+after the others. So no row depends on how fast the machine is, and none may end in two ways.
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import psutil
+
     from airflow_provider_uniapi_fal.emulator.running import Emulator
     from demo.local_airflow import LocalAirflow
 
@@ -29,6 +32,8 @@ SENSOR = "submit_and_sensor"
 BLOCKING = "generate_blocking"
 DEFERRABLE = "generate_deferrable"
 COLUMNS = (SUBMIT, SENSOR, BLOCKING, DEFERRABLE)
+#: As the one before it, and the task ends in the triggerer: a column where that makes a difference.
+ENDING = "generate_ended_by_trigger"
 
 #: A deadline for whatever must come about sooner or later on a machine that runs many tasks at once.
 PATIENCE = 300.0
@@ -38,6 +43,9 @@ SIDE_BY_SIDE = 9
 
 #: What `held` jobs have in their prompts.
 HELD = "held: "
+
+#: The pool of the DAGs whose tasks may have to wait for a slot.
+POOL, SLOTS = "matrix", 8
 
 
 def eventually(condition: Callable[[], bool], timeout: float = PATIENCE) -> None:
@@ -55,11 +63,12 @@ class Ends:
 
     :param state: the run's state
     :param posts: jobs that the emulator accepted, each of them paid for
-    :param cancels: requests to cancel that it got; a range where there is one in each try
+    :param cancels: requests to cancel that it got
+    :param cancels_in_tries: and one more in each try whose log has these words
     :param tries: the task that submits was tried so often, or more often where Airflow lost a try
     :param waits: so often, or more often, the task that waits was tried; 0 where the submit before it failed
+    :param untouched: no task was tried again, and none has taken up a job
     :param outcome: what the ``failure`` XCom calls it, if the run failed by an error of this provider
-    :param or_outcome: what it may call it as well, if the task lives on long enough to see it
     :param words: parts of the messages and logs that tell what became of the job
     :param brings: whether the XComs of the last job are there: ``result``, ``handle`` (of a job that is not
         known to have ended) or nothing
@@ -67,18 +76,14 @@ class Ends:
 
     state: str = "success"
     posts: int = 1
-    cancels: int | range = 0
+    cancels: int = 0
+    cancels_in_tries: str = ""
     tries: int = 1
     waits: int = 0
+    untouched: bool = False
     outcome: str | None = None
-    or_outcome: str | None = None
     words: Sequence[str] = ()
     brings: str = "result"
-
-    def counts(self, posts: int, cancels: int) -> bool:
-        """Whether so many posts and cancels are what it allows."""
-        allowed = self.cancels if isinstance(self.cancels, range) else (self.cancels,)
-        return posts == self.posts and cancels in allowed
 
 
 @dataclass(frozen=True)
@@ -89,24 +94,24 @@ class Row:
     :param promise: what the row promises
     :param happens: what is done to a cell whose run was started; the run's end is awaited after it
     :param ends: how it ends, by column; a column for which it has no meaning is left out
-    :param or_ends: a second way in which it may end, where Airflow's own haste decides
     :param job: how the first job of the cell goes, unlike the emulator's others
     :param faults: rules of the emulator for this cell alone
     :param gate: where the task stops, once, see ``dags/columns.py``
     :param then: ``raise`` for an exception there
     :param held: the job ends only after the fault
+    :param alone: nothing else is under way, so that who is asked answers in time
     :param variant: prefix of the DAGs
     """
 
     promise: str
     happens: Callable[[Cell], None]
     ends: Mapping[str, Ends]
-    or_ends: Mapping[str, Ends] = field(default_factory=dict)
     job: Mapping[str, Any] = field(default_factory=dict)
     faults: Sequence[Mapping[str, Any]] = ()
     gate: str = ""
     then: str = ""
     held: bool = False
+    alone: bool = False
     variant: str = ""
 
 
@@ -185,18 +190,28 @@ class Cell:
     def ended(self) -> str:
         return self.airflow.wait_for_run(self.dag_id, self.run_id, PATIENCE)
 
-    def kill_task(self, task: str | None = None) -> None:
-        os.kill(self.airflow.pid_of_task(self.dag_id, self.run_id, task or self.submit_task), signal.SIGKILL)
+    def until_tried_again(self, task: str, before: int) -> None:
+        eventually(lambda: self.try_number(task) > before)
 
-    def kill_worker(self, task: str | None = None) -> None:
-        """Kill the task's process and the one that supervises it."""
-        process = self.airflow.task_process(self.dag_id, self.run_id, task or self.submit_task)
+    def process(self, task: str) -> psutil.Process:
+        return self.airflow.task_process(self.dag_id, self.run_id, task)
+
+    def kill_task(self, task: str | None = None) -> None:
+        os.kill(self.process(task or self.submit_task).pid, signal.SIGKILL)
+
+    def worker(self, task: str) -> tuple[psutil.Process, psutil.Process]:
+        """Return the process that supervises the task, and the task's own."""
+        process = self.process(task)
         supervisor = process.parent()
         assert supervisor is not None
         assert supervisor.pid != self.airflow.children["scheduler"].pid
+        return supervisor, process
+
+    def kill_worker(self, task: str | None = None) -> None:
+        """Kill the task's process and the one that supervises it."""
         # The supervisor first: it would tell Airflow of the task's end.
-        supervisor.kill()
-        process.kill()
+        for process in self.worker(task or self.submit_task):
+            process.kill()
 
     def clear_running(self, task: str) -> None:
         """
@@ -207,12 +222,21 @@ class Cell:
         with self.matrix.one_clear_at_a_time:
             before = self.try_number(task)
             self.clear(task)
-            eventually(lambda: self.try_number(task) > before)
+            self.until_tried_again(task, before)
 
     def clear(self, *tasks: str) -> None:
         """Clear tasks that do not run, or all of a run that has ended."""
         with self.matrix.one_at_a_time:
             self.airflow.clear(self.dag_id, self.run_id, tasks or None)
+
+    @contextlib.contextmanager
+    def without_a_slot(self) -> Iterator[None]:
+        """Let the next try be scheduled and not begin, in a DAG whose tasks need slots."""
+        self.airflow.set_pool(POOL, 0)
+        try:
+            yield
+        finally:
+            self.airflow.set_pool(POOL, SLOTS)
 
     def mark(self, state: str) -> None:
         with self.matrix.one_at_a_time:
@@ -234,24 +258,38 @@ class Cell:
             for entry in entries
         }
 
-    def story(self) -> str:
-        """Return all that the tasks logged, in all tries."""
-        return "\n".join(
+    def logs(self) -> list[str]:
+        """Return what the tasks logged, try by try."""
+        return [
             self.airflow.task_log(self.dag_id, self.run_id, task, number)
             for task in dict.fromkeys((self.submit_task, self.wait_task))
             for number in range(1, self.try_number(task) + 1)
-        )
+        ]
+
+    def story(self) -> str:
+        """Return all that the tasks logged, in all tries."""
+        return "\n".join(self.logs())
+
+    def counts(self, ends: Ends) -> bool:
+        """Whether there were so many posts and cancels."""
+        in_tries = ends.cancels_in_tries
+        cancels = ends.cancels + (sum(in_tries in log for log in self.logs()) if in_tries else 0)
+        self.counted = len(self.jobs()), self.cancels()
+        return self.counted == (ends.posts, cancels)
 
     def ends_as(self, ends: Ends) -> None:
         """Assert that the money, the XComs and the words are as the table says."""
+        # The cancellation of what a user has killed may come after the end of the run.
+        with contextlib.suppress(AssertionError):
+            eventually(lambda: self.counts(ends), 60)
         jobs, xcoms = self.jobs(), self.xcoms()
         story = self.story()
-        self.counted = posts, cancels = len(jobs), self.cancels()
-        said = f"{self.counted} posts and cancels instead of {ends}; the log:\n{story}"
-        assert ends.counts(posts, cancels), said
+        assert self.counts(ends), f"{self.counted} posts and cancels instead of {ends}; the log:\n{story}"
         assert self.airflow.run_state(self.dag_id, self.run_id) == ends.state, story
+        tries = {self.try_number(task) for task in (self.submit_task, self.wait_task)}
         assert self.try_number() >= ends.tries
         assert self.try_number(self.wait_task) >= ends.waits
+        assert not ends.untouched or (tries == {1} and "Re-attaching" not in story), story
 
         request_id = xcoms.get((self.submit_task, "request_id"))
         result = xcoms.get((self.wait_task, "return_value"))
@@ -261,7 +299,7 @@ class Cell:
         assert (handle and handle["request_id"]) == (last if ends.brings == "result" else None)
 
         failure = xcoms.get((self.wait_task, "failure")) or xcoms.get((self.submit_task, "failure"))
-        assert (failure and failure["outcome"]) in (ends.outcome, ends.or_outcome or ends.outcome), failure
+        assert (failure and failure["outcome"]) == ends.outcome, failure
         missing = [words for words in ends.words if words not in story]
         assert not missing, f"the log does not say {missing}:\n{story}"
         if failure:
@@ -280,14 +318,24 @@ class Matrix:
 
     def run(self, cells: Sequence[Cell]) -> None:
         """Run cells side by side until each has ended; what went wrong is kept for :meth:`check`."""
-        with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
-            list(threads.map(self.run_alone, [cell for cell in cells if not cell.row.held]))
-        held = [cell for cell in cells if cell.row.held]
+        crowd = [cell for cell in cells if not cell.row.alone]
+        self.run_together([cell for cell in crowd if not cell.row.held])
+        self.run_together([cell for cell in crowd if cell.row.held])
+        for cell in cells:
+            if cell.row.alone:
+                self.run_together([cell])
+
+    def run_together(self, cells: Sequence[Cell]) -> None:
+        """Run cells side by side; the jobs of those that are held end when each has had its fault."""
+        if not any(cell.row.held for cell in cells):
+            with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
+                list(threads.map(self.run_at_once, cells))
+            return
         self.hold()
         with ThreadPoolExecutor(SIDE_BY_SIDE) as threads:
-            list(threads.map(self.begin, held))
+            list(threads.map(self.begin, cells))
             self.release()
-            list(threads.map(self.end, held))
+            list(threads.map(self.end, cells))
 
     def hold(self) -> None:
         """Let no held job end, as far as the emulator tells."""
@@ -297,7 +345,7 @@ class Matrix:
         """Let the held jobs end; all other rules of the emulator are given up, too."""
         self.emulator.clear_faults()
 
-    def run_alone(self, cell: Cell) -> None:
+    def run_at_once(self, cell: Cell) -> None:
         """Start a cell, do to it what its row says, and wait for its end."""
         self.begin(cell)
         self.end(cell)
@@ -320,14 +368,7 @@ class Matrix:
         cell.done.wait()
         if cell in self._errors:
             raise self._errors[cell]
-        ends = cell.row.ends[cell.column]
-        other = cell.row.or_ends.get(cell.column, ends)
-        # The cancellation of what a user has killed may come after the end of the run.
-        with contextlib.suppress(AssertionError):
-            eventually(
-                lambda: any(each.counts(len(cell.jobs()), cell.cancels()) for each in (ends, other)), 60
-            )
-        cell.ends_as(other if other.counts(len(cell.jobs()), cell.cancels()) else ends)
+        cell.ends_as(cell.row.ends[cell.column])
 
     @contextlib.contextmanager
     def _kept(self, cell: Cell) -> Iterator[None]:

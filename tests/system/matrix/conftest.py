@@ -17,7 +17,7 @@ import requests
 from airflow_provider_uniapi_fal.emulator.running import EmulatorProcess
 from demo.local_airflow import LocalAirflow
 from demo.processes import Processes
-from tests.system.matrix.cells import COLUMNS, Matrix, eventually
+from tests.system.matrix.cells import COLUMNS, POOL, SLOTS, Matrix, eventually
 
 #: Looked for in every log, table and file: it must be nowhere.
 KEY = "sk-a-key-of-the-matrix-that-must-be-written-nowhere"
@@ -68,6 +68,7 @@ def airflow(
         for column in COLUMNS:
             airflow.wait_for_dag(column)
         with an_api_server_of_the_users_own(airflow):
+            airflow.set_pool(POOL, SLOTS)
             yield airflow
 
 

@@ -9,10 +9,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import psutil
+
 from tests.system.matrix.cells import (
     BLOCKING,
     COLUMNS,
     DEFERRABLE,
+    ENDING,
     SENSOR,
     SUBMIT,
     Cell,
@@ -45,7 +48,7 @@ def killed_in_its_wait(cell: Cell) -> None:
 def killed_between_two_looks(cell: Cell) -> None:
     cell.until_looked_at()
     cell.kill_task()
-    eventually(lambda: cell.try_number() > 1)
+    cell.until_tried_again(cell.submit_task, 1)
 
 
 def killed_while_the_reply_is_out(cell: Cell) -> None:
@@ -77,6 +80,7 @@ def cleared_at_its_gate(cell: Cell) -> None:
 def cleared_in_its_wait(cell: Cell) -> None:
     cell.until_at_gate()
     cell.clear_running(cell.wait_task)
+    until_taken_up(cell)
 
 
 def cleared_while_deferred(cell: Cell) -> None:
@@ -84,7 +88,48 @@ def cleared_while_deferred(cell: Cell) -> None:
     before = cell.try_number(cell.wait_task)
     cell.clear(cell.wait_task)
     # A held job is let go only when the next try has begun.
-    eventually(lambda: cell.try_number(cell.wait_task) > before)
+    cell.until_tried_again(cell.wait_task, before)
+
+
+def cleared_while_deferred_and_cancelled_before_the_next_try(cell: Cell) -> None:
+    """Let who waits learn of the clear before the next try begins, which is the usual order."""
+    cell.until_deferred()
+    with cell.without_a_slot():
+        cell.clear(cell.wait_task)
+        eventually(lambda: cell.cancels() == 1)
+    until_taken_up(cell)
+
+
+def submit_cleared_after_success(cell: Cell) -> None:
+    if cell.column == SUBMIT:
+        assert cell.ended() == "success"
+    else:
+        cell.until_deferred()
+    cell.clear(*dict.fromkeys((cell.submit_task, cell.wait_task)))
+    # A held job is let go only when the submit is through once more.
+    cell.airflow.wait_for_task(
+        cell.dag_id, cell.run_id, cell.submit_task, "success", try_number=2, timeout=300
+    )
+
+
+def taken_for_dead_and_woken(cell: Cell) -> None:
+    """Freeze a worker until its task is to be tried again, and wake it while that waits for a slot."""
+    cell.until_at_gate()
+    supervisor, process = cell.worker(cell.wait_task)
+    supervisor.suspend()
+    process.suspend()
+    with cell.without_a_slot():
+        cell.airflow.wait_for_task(cell.dag_id, cell.run_id, cell.wait_task, "scheduled", timeout=300)
+        supervisor.resume()
+        process.resume()
+        until_gone(process)
+    until_taken_up(cell)
+
+
+def until_taken_up(cell: Cell) -> None:
+    """Let a held job go on until the next try has met it."""
+    if cell.row.held and cell.column != SENSOR:
+        eventually(lambda: "Re-attaching" in cell.story())
 
 
 def cleared_after_failure(cell: Cell) -> None:
@@ -105,18 +150,37 @@ def only_its_wait_cleared_after_success(cell: Cell) -> None:
 
 
 def marked_failed(cell: Cell) -> None:
-    cell.until_waiting()
+    process = waiting(cell)
     cell.mark("failed")
+    until_gone(process)
 
 
 def marked_successful(cell: Cell) -> None:
-    cell.until_waiting()
+    process = waiting(cell)
     cell.mark("success")
+    until_gone(process)
 
 
 def its_run_marked_failed(cell: Cell) -> None:
-    cell.until_waiting()
+    process = waiting(cell)
     cell.mark_run("failed")
+    until_gone(process)
+
+
+def waiting(cell: Cell) -> psutil.Process | None:
+    """Let the job be waited for; return the task's process, if a worker does that."""
+    cell.until_waiting()
+    return cell.process(cell.wait_task) if cell.column == BLOCKING else None
+
+
+def until_gone(process: psutil.Process | None) -> None:
+    """Wait for the end of a worker; a held job is let go only after it, so that it does not learn of its end."""
+    if process is not None:
+        eventually(lambda: not runs(process))
+
+
+def runs(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
 
 
 def marked_failed_at_its_gate(cell: Cell) -> None:
@@ -153,18 +217,24 @@ ANOTHER_EXCEPTION = "an exception of the user's own"
 CANCELLED = Ends(cancels=1, words=["asked to cancel it, the gateway says"], brings="handle")
 LEFT_ALONE = Ends(brings="handle")
 #: A sensor lets the job run: it belongs to the task that submitted it.
-#: A worker that was told to end may see, before it does, that the job has.
-KILLED_BY_USER = {
-    SENSOR: LEFT_ALONE,
-    BLOCKING: replace(CANCELLED, or_outcome="cancelled"),
-    DEFERRABLE: CANCELLED,
-}
+KILLED_BY_USER = {SENSOR: LEFT_ALONE, BLOCKING: CANCELLED, DEFERRABLE: CANCELLED, ENDING: CANCELLED}
 
 MADE_ANEW = Ends(posts=2, cancels=1, tries=2, words=["asked to cancel it, the gateway says", "Cleared"])
-#: Airflow may have begun the next try before it tells who waited that he is to end; so the job is left alone.
-NOT_CANCELLED = Ends(tries=2, words=["Re-attaching to request"])
+#: The job goes on although it was asked to end.
+GOES_ON = Ends(cancels=1, tries=2, words=["asked to cancel it, the gateway says", "Re-attaching to request"])
 
-TIMED_OUT = Ends("failed", outcome="timed_out", cancels=range(1, 4), tries=2, brings="handle")
+
+def timed_out(clock: str, *words: str) -> Ends:
+    """Return how a job ends that each try asks to end when its time is over, and that does not."""
+    said = f"({clock})"
+    return Ends(
+        "failed",
+        outcome="timed_out",
+        cancels_in_tries=said,
+        tries=2,
+        brings="handle",
+        words=[said, *words, "Re-attaching"],
+    )
 
 
 def worded(ends: Ends, *words: str) -> Ends:
@@ -184,8 +254,6 @@ def each(columns: tuple[str, ...], ends: Ends) -> dict[str, Ends]:
 STUCK = {"stuck": True}
 ENDLESS = {"queue_seconds": 0, "run_seconds": 600}
 OBEDIENT = {**ENDLESS, "obeys_cancel": True}
-#: Should it not be cancelled, it has an end; on a busy machine a cleared task learns of it only after most of a minute.
-OBEDIENT_OR_LONG = {**OBEDIENT, "run_seconds": 120}
 HELD_REPLY = [{"fault": "slow", "on": "submit", "seconds": 300, "times": 1}]
 
 # Rows that take long come first: all are under way at once.
@@ -208,6 +276,15 @@ LOST_WORKERS = [
         worker_killed_in_its_wait,
         OF_THE_WAIT,
         gate="in the wait",
+    ),
+    Row(
+        "a worker taken for dead that wakes while its retry waits for a slot cancels nothing",
+        taken_for_dead_and_woken,
+        each(GENERATING, worded(TAKEN_UP, "is not cancelled: the task's states are {'scheduled'}")),
+        gate="in the wait",
+        held=True,
+        alone=True,
+        variant="pooled_",
     ),
 ]
 
@@ -236,9 +313,7 @@ TIME_OUTS = [
         nothing,
         each(
             GENERATING,
-            worded(
-                TIMED_OUT, "(queue_timeout)", "passes no cancellations on: it may still run", "Re-attaching"
-            ),
+            timed_out("queue_timeout", "passes no cancellations on: it may still run"),
         ),
         job={**STUCK, "cancel": "not-allowed"},
         variant="impatient_",
@@ -248,7 +323,7 @@ TIME_OUTS = [
         nothing,
         each(
             GENERATING,
-            worded(TIMED_OUT, "(queue_timeout)", "cancel it, but it may still run", "Re-attaching"),
+            timed_out("queue_timeout", "cancel it, but it may still run"),
         ),
         job={**STUCK, "cancel": "ignored"},
         variant="impatient_",
@@ -273,7 +348,7 @@ TIME_OUTS = [
         nothing,
         each(
             GENERATING,
-            worded(TIMED_OUT, "(timeout)", "passes no cancellations on: it may still run", "Re-attaching"),
+            timed_out("timeout", "passes no cancellations on: it may still run"),
         ),
         job={**ENDLESS, "cancel": "not-allowed"},
         variant="impatient_",
@@ -281,7 +356,7 @@ TIME_OUTS = [
     Row(
         "a job that runs too long and ignores its cancel is looked at again by each retry",
         nothing,
-        each(GENERATING, worded(TIMED_OUT, "(timeout)", "cancel it, but it may still run", "Re-attaching")),
+        each(GENERATING, timed_out("timeout", "cancel it, but it may still run")),
         job={**ENDLESS, "cancel": "ignored"},
         variant="impatient_",
     ),
@@ -424,12 +499,18 @@ CLEARS = [
         gate="after the record",
     ),
     Row(
+        "a submit that has succeeded and is cleared while its job runs takes up the same job",
+        submit_cleared_after_success,
+        {SUBMIT: TAKEN_UP, SENSOR: replace(TAKEN_UP, waits=2)},
+        held=True,
+    ),
+    Row(
         "a wait cleared while it runs cancels its own job and makes another",
         cleared_in_its_wait,
         each(GENERATING, MADE_ANEW),
-        or_ends=each(GENERATING, NOT_CANCELLED),
-        job=OBEDIENT_OR_LONG,
+        job=OBEDIENT,
         gate="in the wait",
+        alone=True,
     ),
     Row(
         "a sensor cleared while it runs cancels nothing and looks at the same job",
@@ -440,27 +521,37 @@ CLEARS = [
     Row(
         "a wait cleared while it runs takes up the same job if that goes on after its cancel",
         cleared_in_its_wait,
-        each(GENERATING, replace(NOT_CANCELLED, cancels=range(2))),
+        each(GENERATING, GOES_ON),
         gate="in the wait",
         held=True,
+        alone=True,
     ),
     Row(
         "a wait cleared while deferred cancels its own job and makes another",
-        cleared_while_deferred,
-        {DEFERRABLE: MADE_ANEW},
-        or_ends={DEFERRABLE: NOT_CANCELLED},
-        job=OBEDIENT_OR_LONG,
+        cleared_while_deferred_and_cancelled_before_the_next_try,
+        each((DEFERRABLE, ENDING), MADE_ANEW),
+        job=OBEDIENT,
+        alone=True,
+        variant="pooled_",
     ),
     Row(
-        "a wait cleared while deferred takes up the same job if that goes on; a sensor cancels nothing",
+        "a wait cleared while deferred takes up the same job if that goes on",
+        cleared_while_deferred_and_cancelled_before_the_next_try,
+        each((DEFERRABLE, ENDING), GOES_ON),
+        held=True,
+        alone=True,
+        variant="pooled_",
+    ),
+    Row(
+        "a sensor cleared while deferred cancels nothing and looks at the same job",
         cleared_while_deferred,
-        {SENSOR: LOOKED_AT_AGAIN, DEFERRABLE: replace(NOT_CANCELLED, cancels=range(2))},
+        {SENSOR: LOOKED_AT_AGAIN},
         held=True,
     ),
     Row(
         "a job that failed for good is made again by a clear, and by no retry",
         cleared_after_failure,
-        each(WAITING, Ends(posts=2, tries=2, words=["Submitting."])),
+        each((*WAITING, ENDING), Ends(posts=2, tries=2, words=["Submitting."])),
         job={"failure": "result-422"},
     ),
     Row(
@@ -477,6 +568,11 @@ CLEARS = [
         ),
     ),
     Row(
+        "what was delivered by the triggerer is delivered again by a clear: the ledger does not know of it",
+        cleared_after_success,
+        {ENDING: TAKEN_UP},
+    ),
+    Row(
         "a sensor that is cleared alone brings the same result again",
         only_its_wait_cleared_after_success,
         {SENSOR: LOOKED_AT_AGAIN},
@@ -489,18 +585,21 @@ MARKS = [
         marked_failed,
         failed(KILLED_BY_USER),
         job=OBEDIENT,
+        held=True,
     ),
     Row(
         "a wait marked successful cancels its own job, once; a sensor cancels nothing",
         marked_successful,
         KILLED_BY_USER,
         job=OBEDIENT,
+        held=True,
     ),
     Row(
         "a run marked failed cancels the job of its wait, once; a sensor cancels nothing",
         its_run_marked_failed,
         failed(KILLED_BY_USER),
         job=OBEDIENT,
+        held=True,
     ),
     Row(
         "a submit marked failed has handed its job on and cancels nothing",

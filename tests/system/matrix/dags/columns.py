@@ -1,4 +1,4 @@
-"""The columns of the matrix: four ways to have one job done, with gates at which a try can be stopped."""
+"""The columns of the matrix: five ways to have one job done, with gates at which a try can be stopped."""
 
 from __future__ import annotations
 
@@ -119,9 +119,12 @@ def columns(
     queue_timeout: float | None = None,
     execution_timeout: float | None = None,
     retries: int = 5,
+    pool: str | None = None,
 ) -> None:
     """Make one DAG for each column, in one variant."""
     common: dict[str, Any] = {"retries": retries, "retry_delay": timedelta(0)}
+    if pool is not None:
+        common["pool"] = pool
     if execution_timeout is not None:
         common["execution_timeout"] = timedelta(seconds=execution_timeout)
     waiting: dict[str, Any] = {"timeout": timeout, "queue_timeout": queue_timeout}
@@ -135,9 +138,13 @@ def columns(
         GatedGenerate(task_id="generate", deferrable=False, **waiting, **JOB)
     with DAG(f"{variant}generate_deferrable", schedule=None, params=PARAMS, default_args=common):
         GatedGenerate(task_id="generate", defer_after=0, **waiting, **JOB)
+    with DAG(f"{variant}generate_ended_by_trigger", schedule=None, params=PARAMS, default_args=common):
+        GatedGenerate(task_id="generate", defer_after=0, end_from_trigger=True, **waiting, **JOB)
 
 
 columns()
 # Of its tries Airflow may lose one.
 columns("impatient_", timeout=12, queue_timeout=6, retries=2)
 columns("hasty_", execution_timeout=12, retries=20)
+# Of its slots a cell takes all away, to keep its next try waiting.
+columns("pooled_", pool="matrix")

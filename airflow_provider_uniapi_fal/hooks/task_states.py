@@ -7,34 +7,33 @@ from typing import Any
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
 #: States into which only a user brings a task whose process or trigger is still there, or that leave its job to nobody.
-#: A clear of a running task leaves ``restarting`` until its process has ended.
-_KILLED = {"failed", "success", "skipped", "removed", "restarting"}
+_MARKED = {"failed", "success", "skipped", "removed"}
 
-#: A clear of a task that is not running leaves none, and no state for as long as the scheduler has not seen it.
-_CLEARED = {"none"}
+#: A clear of a running task leaves this one until its process has ended.
+_KILLED = _MARKED | {"restarting"}
 
-#: Then come these; but so they do after the event of a trigger, and before a retry.
-_TO_BE_STARTED = {"scheduled", "queued"}
+#: These come after a clear of a task that waits; but so they do after the event of a trigger, and before a retry.
+_TO_BE_STARTED = {"none", "scheduled", "queued"}
+
+
+def marked_by_user(states: set[str]) -> bool:
+    """
+    Whether a task whose process or trigger is being ended was marked by a user, so that nobody goes on with its jobs.
+
+    No answer says nothing.
+    """
+    return bool(states) and states <= _MARKED
 
 
 def killed_by_user(states: set[str]) -> bool:
     """
-    Whether a task whose process is being ended was cleared or marked by a user.
+    Whether a task whose process or trigger is being ended was marked by a user, or cleared while it ran.
 
     Evictions, time-outs and lost heartbeats leave the task in a state in which somebody goes on with the job, or is
     about to: a worker that was frozen may wake while the retry is scheduled that takes up the job. No answer says
     nothing.
     """
     return bool(states) and states <= _KILLED
-
-
-def trigger_killed_by_user(states: set[str]) -> bool:
-    """
-    Whether a task whose trigger is being ended was cleared or marked by a user.
-
-    A trigger that moved to another triggerer leaves the task deferred, or resumed, but never without a state.
-    """
-    return bool(states) and states <= _KILLED | _CLEARED
 
 
 def cleared_or_resumed(states: set[str]) -> bool:

@@ -16,7 +16,7 @@ from airflow_provider_uniapi_fal.batch.night import MANIFEST_NAME, Night, NightS
 from airflow_provider_uniapi_fal.batch.session import SessionSettings, files_of
 from airflow_provider_uniapi_fal.exceptions import error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
-from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
+from airflow_provider_uniapi_fal.hooks.task_states import marked_by_user, states_of
 from airflow_provider_uniapi_fal.landing import lineage
 from airflow_provider_uniapi_fal.landing.media import PARALLEL, Limits
 from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE, check_template
@@ -124,8 +124,8 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
     :param timeout: seconds until the wait for a job fails, default one day. Both clocks count from the submit, or
         anew from the begin of a later try
     :param cancel_on_timeout: ask the gateway to cancel a job whose time is over; default True
-    :param cancel_on_kill: ask the gateway to cancel all jobs when a user clears the task or marks it failed or
-        successful while it runs or waits; default True
+    :param cancel_on_kill: ask the gateway to cancel all jobs when a user marks the task failed or successful while it
+        runs or waits; default True. A clear cancels nothing: the next try takes up what runs
     :param defer_after: seconds to watch from the worker before deferring, default 5
     :return: ``{"manifest_path", "summary_path", "counts"}``; ``manifest_path`` is pushed to XCom as soon as the
         task begins, too, and both are the extra of the asset events of its outlets
@@ -293,10 +293,10 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
 
     def on_kill(self) -> None:
         """
-        Post nothing more; and cancel all jobs if a user cleared or marked the task, and only then.
+        Post nothing more; and cancel all jobs if a user marked the task, and only then.
 
-        See ``FalGenerateOperator.on_kill``: Airflow calls this on evictions and time-outs, too, after which a
-        retry goes on with the jobs.
+        See ``FalGenerateOperator.on_kill``: Airflow calls this on clears, evictions and time-outs, too, after
+        which another try goes on with the jobs.
         """
         if self._running is None:
             return
@@ -313,7 +313,7 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
     def _cancel_if_killed(self, ti: Any, night: Night, too_late: threading.Event) -> None:
         began = time.monotonic()
         states = states_of(ti)
-        if not killed_by_user(states) or too_late.is_set():
+        if not marked_by_user(states) or too_late.is_set():
             self._say(f"The batch's jobs are not cancelled: the task's states are {states}.")
             return
         until = began + ASK_SECONDS + CANCEL_SECONDS

@@ -16,7 +16,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import FalHook, learn, usual_seconds
-from airflow_provider_uniapi_fal.hooks.task_states import states_of, trigger_killed_by_user
+from airflow_provider_uniapi_fal.hooks.task_states import marked_by_user, states_of
 from airflow_provider_uniapi_fal.ledger.journal import Journal
 from airflow_provider_uniapi_fal.ledger.record import ends_the_job
 from airflow_provider_uniapi_fal.ledger.rows import Entry, RowState, Step, Try, spooled
@@ -347,7 +347,7 @@ class FalBatchTrigger(BaseTrigger):
     :param land_ahead: seconds before the expected end of the last job at which a worker is called, default 0
     :param try_number: Airflow's number of the try, for the journal
     :param max_tries: Airflow's number of the last allowed try, for the journal
-    :param cancel_on_kill: ask the gateway to cancel all jobs when the task is cleared or marked by a user
+    :param cancel_on_kill: ask the gateway to cancel all jobs when the task is marked by a user
     :param hold_until: seconds since the epoch before which no event is fired: Airflow 3.3 may fail a task that
         resumes within a few seconds of deferring
     """
@@ -437,8 +437,9 @@ class FalBatchTrigger(BaseTrigger):
 
     async def on_kill(self) -> None:
         """
-        Cancel all jobs if a user cleared or marked the task, and only then; see ``FalQueueTrigger.on_kill``.
+        Cancel all jobs if a user marked the task, and only then; see ``FalQueueTrigger.on_kill``.
 
+        A clear cancels nothing: the next try takes up what runs.
         A thread does it: it outlives the second cancellation that Airflow sends after about a second.
         """
         if self.cancel_on_kill and not self._fired:
@@ -446,8 +447,7 @@ class FalBatchTrigger(BaseTrigger):
 
     def _cancel_unless_deferred(self) -> None:
         states = states_of(self.task_instance)
-        # A batch resumes many times, and its next try takes up what runs: a task that is about to be started is left alone.
-        if not trigger_killed_by_user(states):
+        if not marked_by_user(states):
             self._say(f"The batch's jobs are not cancelled: the task's states are {states}.")
             return
         cancel_all(still_running(Journal.reading(ObjectStoragePath(self.journal))), self._say)

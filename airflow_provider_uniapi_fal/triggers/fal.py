@@ -16,8 +16,8 @@ from airflow_provider_uniapi_fal.exceptions import FalError, FalProtocolError, e
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.hooks.task_states import (
     cleared_or_resumed,
+    killed_by_user,
     states_of,
-    trigger_killed_by_user,
 )
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobHandle, JobResult, JobState
@@ -194,7 +194,7 @@ class FalQueueTrigger(BaseTrigger):
     def _cancel_unless_deferred(self) -> None:
         handle = JobHandle.from_json(self.handle)
         states = states_of(self.task_instance)
-        if not trigger_killed_by_user(states) and not (
+        if not killed_by_user(states) and not (
             cleared_or_resumed(states) and self._has_nothing_to_fire(handle)
         ):
             self.log.info("Request %s is not cancelled: the task's states are %s.", handle.request_id, states)

@@ -10,8 +10,8 @@ from airflow.utils.state import TaskInstanceState
 from airflow_provider_uniapi_fal.hooks.task_states import (
     cleared_or_resumed,
     killed_by_user,
+    marked_by_user,
     states_of,
-    trigger_killed_by_user,
 )
 
 
@@ -40,8 +40,8 @@ def test_a_state_is_a_word_and_a_task_just_cleared_has_one_too(
     assert asked == [{"dag_id": "dag", "task_ids": ["task"], "run_ids": ["run"], "map_index": 3}]
 
 
-#: Of each state of a task: whether only a user brings it about while a worker, or a trigger, still has the task; and
-#: whether a trigger cannot tell.
+#: Of each state of a task whose process or trigger is being ended: whether a user has marked it; whether that or a clear
+#: while it ran; and whether a trigger cannot tell a clear from an event that was fired elsewhere.
 STATES = {
     "running": (False, False, False),
     "deferred": (False, False, False),
@@ -50,8 +50,8 @@ STATES = {
     "awaiting_input": (False, False, False),
     "scheduled": (False, False, True),
     "queued": (False, False, True),
-    "none": (False, True, False),
-    "restarting": (True, True, False),
+    "none": (False, False, True),
+    "restarting": (False, True, False),
     "failed": (True, True, False),
     "success": (True, True, False),
     "skipped": (True, True, False),
@@ -63,13 +63,13 @@ STATES = {
 @pytest.mark.parametrize("state", [*TaskInstanceState, None])
 def test_only_what_leaves_the_job_to_nobody_counts_as_a_users_kill(state: TaskInstanceState | None) -> None:
     word = "none" if state is None else state.value
-    in_worker, in_trigger, undecided = STATES[word]
-    assert killed_by_user({word}) is in_worker
-    assert trigger_killed_by_user({word}) is in_trigger
+    marked, killed, undecided = STATES[word]
+    assert marked_by_user({word}) is marked
+    assert killed_by_user({word}) is killed
     assert cleared_or_resumed({word}) is undecided
 
 
 def test_no_answer_says_nothing() -> None:
     assert not killed_by_user(set())
-    assert not trigger_killed_by_user(set())
+    assert not marked_by_user(set())
     assert not cleared_or_resumed(set())

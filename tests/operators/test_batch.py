@@ -1282,9 +1282,10 @@ def test_a_try_that_was_taken_for_dead_posts_nothing_once_its_retry_has_begun(
 
 
 @pytest.mark.parametrize(
-    ("states", "cancels"), [({"running"}, 0), ({"deferred"}, 0), (set(), 0), ({"failed"}, 3), ({"queued"}, 0)]
+    ("states", "cancels"),
+    [({"running"}, 0), ({"deferred"}, 0), (set(), 0), ({"failed"}, 3), ({"restarting"}, 0)],
 )
-def test_a_kill_cancels_the_jobs_only_if_a_user_has_killed_the_task(
+def test_a_kill_cancels_the_jobs_only_if_a_user_has_marked_the_task(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: set[str], cancels: int
 ) -> None:
     emulator = start(run_seconds=60.0)

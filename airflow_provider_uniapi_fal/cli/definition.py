@@ -123,8 +123,8 @@ ON_UNKNOWN_SUBMIT = Arg(
     ("--on-unknown-submit",),
     choices=("fail", "resubmit"),
     default="fail",
-    help="what to do when an earlier submit of the same input has an unknown outcome: resubmit may pay twice "
-    "(default: %(default)s)",
+    help="what to do when an earlier submit of the same input has an unknown outcome, or failed and may have been "
+    "billed: resubmit may pay twice (default: %(default)s)",
 )
 DRY_RUN = Arg(("--dry-run",), action="store_true", help="say what would be submitted, and submit nothing")
 

@@ -33,7 +33,7 @@ from airflow_provider_uniapi_fal.ledger.record import Phase, ends_the_job, finge
 from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS, dialect_named
 from airflow_provider_uniapi_fal.protocol.dialects.base import CancelOutcome, Finished
 from airflow_provider_uniapi_fal.protocol.dialects.fal import SubmitOptions
-from airflow_provider_uniapi_fal.protocol.errors import unknown_outcome
+from airflow_provider_uniapi_fal.protocol.errors import FailureKind, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.schemas import shipped
 from airflow_provider_uniapi_fal.protocol.watching import Watch
@@ -108,20 +108,21 @@ def unknown_before(
     resubmit: bool,
 ) -> list[Entry]:
     """
-    Return the submits of the same input of which nobody knows what came of them.
+    Return the submits of the same input that may have been billed and left no job to look at.
 
     :param resubmit: the user has said to pay for them again
-    :raises FalSubmitOutcomeUnknown: if there is one, and nobody has said so
+    :raises FalSubmitOutcomeUnknown: if nobody knows what came of one, and nobody has said so
+    :raises FalError: how one failed that may have been billed, if nobody has said so
     """
     asked = fingerprint(model, arguments, conn_id, dialect=dialect)
-    found = [
-        entry
-        for entry in journal.entries()
-        if entry.record.phase is Phase.INTENT and entry.record.fingerprint == asked
-    ]
+    found = [entry for entry in journal.entries() if entry.is_open and entry.record.fingerprint == asked]
     if found and not resubmit:
-        lost = unknown_outcome("an earlier submit of the same input left no trace of what came of it")
-        raise error_of(_for_the_terminal(lost))
+        failed = found[-1].record.failure
+        if failed is None:
+            lost = unknown_outcome("an earlier submit of the same input left no trace of what came of it")
+            raise error_of(_for_the_terminal(lost))
+        what = f"{failed.what} That was an earlier submit of the same input; nothing was sent now."
+        raise error_of(_for_the_terminal(replace(failed, what=what)))
     return found
 
 
@@ -129,10 +130,10 @@ def intend(journal: Journal, entry: Entry, instead_of: Sequence[Entry]) -> None:
     """
     Write the intent of a submit down, which must be done before the post.
 
-    :param instead_of: earlier ones of unknown outcome that the user has said to submit again
+    :param instead_of: earlier ones that the user has said to submit again
     """
     for earlier in instead_of:
-        journal.write(earlier.ended(unknown_outcome("submitted again, as --on-unknown-submit=resubmit said")))
+        journal.write(earlier.submitted_again())
     journal.write(entry)
 
 
@@ -157,6 +158,8 @@ def post(
         except JournalError as unwritten:
             # The intent stays, and so the same submit is refused: that is the safe side.
             say(str(unwritten))
+        if error.failure.billed != "no":
+            raise error_of(_for_the_terminal(error.failure)) from error
         raise
     result = accepted.result if isinstance(accepted, Finished) else None
     handle = accepted.handle if result is None else result.handle  # type: ignore[union-attr]
@@ -389,10 +392,17 @@ def _inputs(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _for_the_terminal(failure: Failure) -> Failure:
+    """Return a submit's failure that may have been billed, with what the same command does in the place of a task."""
+    if failure.kind is FailureKind.SUBMIT_OUTCOME_UNKNOWN:
+        advice = "Look for the request at the gateway. If it has none, give --on-unknown-submit=resubmit."
+    else:
+        advice = (
+            f"{failure.advice} To pay for the same input again, give --on-unknown-submit=resubmit.".strip()
+        )
     return replace(
         failure,
         retry_does="of the same command is refused, so that nothing is paid twice.",
-        advice="Look for the request at the gateway. If it has none, give --on-unknown-submit=resubmit.",
+        advice=advice,
     )
 
 

@@ -191,6 +191,31 @@ def test_a_lost_reply_is_told_honestly_and_not_posted_again(start: Start, fal: F
     assert fal("submit", MODEL, *INPUTS).code == 0
 
 
+def test_a_submit_that_failed_and_may_have_been_billed_is_not_posted_again(start: Start, fal: Fal) -> None:
+    emulator = start()
+    emulator.add_fault("turned-away because=failure on=submit times=1")
+    failed = fal("submit", MODEL, *INPUTS, "-o", "json")
+    again = fal("submit", MODEL, *INPUTS, "-o", "json")
+    assert (failed.code, again.code, posts(emulator)) == (1, 1, 1)
+    for ended in (failed, again):
+        assert "may have been billed" in ended.err
+        assert "the same command is refused" in ended.err
+        assert "--on-unknown-submit" in ended.err
+        assert "clear the task" not in ended.err
+        assert ended.json["failure"]["kind"] == "job_failed"
+    assert "nothing was sent now" in again.err
+    agreed = fal("submit", MODEL, *INPUTS, "--on-unknown-submit", "resubmit")
+    assert (agreed.code, posts(emulator)) == (0, 2)
+    assert (fal("submit", MODEL, *INPUTS).code, posts(emulator)) == (0, 3)
+
+
+def test_a_refused_submit_is_posted_again_by_the_same_command(start: Start, fal: Fal) -> None:
+    emulator = start()
+    emulator.add_fault("turned-away because=locked on=submit times=1")
+    assert fal("submit", MODEL, *INPUTS).code == 5
+    assert (fal("submit", MODEL, *INPUTS).code, posts(emulator)) == (0, 2)
+
+
 def test_an_interrupted_submit_is_unknown_and_says_so(
     start: Start, fal: Fal, monkeypatch: pytest.MonkeyPatch
 ) -> None:

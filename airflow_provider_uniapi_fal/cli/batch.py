@@ -42,6 +42,8 @@ from airflow_provider_uniapi_fal.triggers.batch import WatchSettings
 if TYPE_CHECKING:
     import argparse
 
+    from airflow_provider_uniapi_fal.protocol.errors import Failure
+
 #: Whose the journal is: it lies beside its manifest, so the place alone tells one batch from another.
 OWNER = Owner(dag_id="", run_id="airflow fal batch", task_id="")
 
@@ -82,7 +84,8 @@ def batch(args: argparse.Namespace) -> ExitCode | None:
                 raise Stopped(said, ExitCode.INTERRUPTED, error.failure.to_json()) from error
             raise
     made = night.write_manifest(journal)
-    failure = night.shortfall(journal)
+    shortfall = night.shortfall(journal)
+    failure = None if shortfall is None else _for_the_terminal(shortfall)
     if args.output == "json":
         made = {**made, "failure": None if failure is None else failure.to_json()}
     show(made, args.output)
@@ -92,6 +95,16 @@ def batch(args: argparse.Namespace) -> ExitCode | None:
     code = exit_code_of(failure)
     # The table itself was fine, or nothing would have been submitted.
     return ExitCode.FAILED if code is ExitCode.REFUSED else code
+
+
+def _for_the_terminal(shortfall: Failure) -> Failure:
+    """Return a batch's shortfall with what the same command does: nobody retries it, and there is no task to clear."""
+    again = (
+        "of the same command takes up what runs, lands what is there and submits only what never was or ended "
+        "unbilled. With --again missing it submits the other rows without success, too, but unknown ones only with "
+        "--on-unknown-submit resubmit."
+    )
+    return replace(shortfall, retry_does=again)
 
 
 def _night(args: argparse.Namespace) -> Night:

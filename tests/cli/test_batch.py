@@ -141,6 +141,20 @@ def test_a_row_that_fails_fails_the_verb_and_only_again_pays_for_it_again(
     assert (fal(*words, "--again", "all").code, posts(emulator)) == (0, 5)
 
 
+@pytest.mark.parametrize(
+    "fault", ["job match=crow failure=refused", "job match=crow failure=completed-error", "lost-reply on=submit"]
+)
+def test_what_is_said_of_a_batch_that_fell_short_is_about_the_command_and_not_about_a_task(
+    start: Start, fal: Fal, tmp_path: Path, fault: str
+) -> None:
+    start(faults=[fault])
+    done = fal("batch", table(tmp_path, "a fox", "a crow"), str(tmp_path / "night"), "-o", "json")
+    assert done.code in (1, 3)
+    assert "A retry of the same command" in done.err
+    assert "--again missing" in done.json["failure"]["retry_does"]
+    assert not {"Airflow", "cleared", "task"} & set(done.err.replace(".", " ").split())
+
+
 def test_a_lost_reply_is_one_unknown_row_and_never_posted_again(
     start: Start, fal: Fal, tmp_path: Path
 ) -> None:

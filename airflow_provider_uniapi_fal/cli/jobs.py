@@ -156,8 +156,10 @@ def post(
         try:
             journal.write(entry.ended(error.failure))
         except JournalError as unwritten:
-            # The intent stays, and so the same submit is refused: that is the safe side.
-            say(str(unwritten))
+            # The intent stays: that is the safe side.
+            say(
+                f"{unwritten} The same command is refused, until --on-unknown-submit=resubmit says to submit again."
+            )
         if error.failure.billed != "no":
             raise error_of(_for_the_terminal(error.failure)) from error
         raise

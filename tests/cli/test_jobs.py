@@ -234,7 +234,7 @@ def test_no_post_leaves_without_its_intent_in_the_journal(start: Start, fal: Fal
     journal.path.mkdir()
     done = fal("submit", MODEL, *INPUTS)
     assert (done.code, posts(emulator)) == (1, 0)
-    assert "Nothing was sent" in done.err
+    assert "Nothing was submitted" in done.err
 
 
 def test_a_journal_that_cannot_be_read_stops_the_submit(start: Start, fal: Fal, journal: Journal) -> None:

@@ -109,7 +109,8 @@ class Found:
             return "no"
         if self.state in (JobState.SUCCEEDED.value, JobState.FAILED.value, JobState.CANCELLED.value):
             return "no"
-        handed_on = self.record.phase in (Phase.DELIVERED, Phase.ENDED)
+        # That a gateway does not know a job is no proof: whoever gave a wait up because of it said that it may run.
+        handed_on = self.record.phase is Phase.DELIVERED
         return "no" if self.state == "gone" and handed_on else "unknown"
 
     def to_json(self) -> dict[str, Any]:

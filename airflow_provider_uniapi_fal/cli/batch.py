@@ -14,7 +14,7 @@ import pendulum
 
 from airflow_provider_uniapi_fal.batch.night import MANIFEST_NAME, Night, NightSettings
 from airflow_provider_uniapi_fal.batch.session import SessionSettings
-from airflow_provider_uniapi_fal.cli.jobs import schema_place, storage_path
+from airflow_provider_uniapi_fal.cli.jobs import check_dialect, schema_place, storage_path
 from airflow_provider_uniapi_fal.cli.journal import Journal
 from airflow_provider_uniapi_fal.cli.terminal import (
     ExitCode,
@@ -36,7 +36,6 @@ from airflow_provider_uniapi_fal.landing.names import check_template
 from airflow_provider_uniapi_fal.ledger.journal import Journal as BatchJournal
 from airflow_provider_uniapi_fal.ledger.journal import Owner
 from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, RowState, Step, Try
-from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS
 from airflow_provider_uniapi_fal.triggers.batch import WatchSettings
 
 if TYPE_CHECKING:
@@ -108,8 +107,7 @@ def _for_the_terminal(shortfall: Failure) -> Failure:
 
 
 def _night(args: argparse.Namespace) -> Night:
-    if args.dialect not in DIALECTS:
-        refuse(f"--dialect: one of {', '.join(DIALECTS)} is needed, not {args.dialect!r}.")
+    check_dialect(args.dialect)
     try:
         check_template(args.name_template)
     except ValueError as error:

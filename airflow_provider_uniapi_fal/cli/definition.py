@@ -106,6 +106,12 @@ JOB = Arg(
     "standard input) with a handle or a result as JSON",
 )
 MODEL_OF_JOB = Arg(("-m", "--model"), default=None, help="model id that the request id was submitted to")
+DIALECT_OF_JOB = Arg(
+    ("--dialect",),
+    default=None,
+    help="wire protocol that the job was submitted by: of a request id with --model (default: fal), or of an address "
+    "(default: the one that has such addresses)",
+)
 ARGUMENTS_FILE = Arg(
     ("-a", "--arguments"),
     metavar="JSON",
@@ -128,7 +134,7 @@ ON_UNKNOWN_SUBMIT = Arg(
 )
 DRY_RUN = Arg(("--dry-run",), action="store_true", help="say what would be submitted, and submit nothing")
 
-OF_ONE_JOB = (JOB, MODEL_OF_JOB, CONN_ID, JOURNAL, OUTPUT)
+OF_ONE_JOB = (JOB, MODEL_OF_JOB, DIALECT_OF_JOB, CONN_ID, JOURNAL, OUTPUT)
 
 
 class _Everything(Arg):

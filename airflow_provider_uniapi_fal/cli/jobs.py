@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from airflow_provider_uniapi_fal.cli.terminal import (
     submitting,
     verb,
 )
-from airflow_provider_uniapi_fal.exceptions import FalError, FalSubmitOutcomeUnknown, error_of
+from airflow_provider_uniapi_fal.exceptions import FalError, FalInputError, FalSubmitOutcomeUnknown, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.landing.inputs import check_schema, with_files
 from airflow_provider_uniapi_fal.landing.media import Limits
@@ -54,8 +55,7 @@ LANDED_COLUMNS = ("path", "bytes", "content_type", "flagged", "sha256")
 def submit(args: argparse.Namespace) -> ExitCode | None:
     """Submit one job: check everything, say what it will do, write the intent down, post once."""
     arguments = arguments_of(args.arguments, args.inputs)
-    if args.dialect not in DIALECTS:
-        refuse(f"--dialect: one of {', '.join(DIALECTS)} is needed, not {args.dialect!r}.")
+    check_dialect(args.dialect)
     conn_id = args.conn_id or DEFAULT_CONN_ID
     hook = FalHook(conn_id)
     options: dict[str, Any] = {name: getattr(args, name) for name in SubmitOptions.__annotations__}
@@ -285,6 +285,16 @@ def storage_path(text: str, conn_id: str | None) -> ObjectStoragePath:
         refuse(f"{text}: this is no place in storage ({error}).")
 
 
+def check_dialect(name: str) -> None:
+    """
+    Refuse a wire protocol that there is not.
+
+    :raises FalInputError: naming those that there are
+    """
+    if name not in DIALECTS:
+        refuse(f"--dialect: one of {', '.join(DIALECTS)} is needed, not {name!r}.")
+
+
 def schema_place(text: str) -> str:
     """Return what ``--arguments-schema`` names: a shipped schema, or the address of a file."""
     return text if text in shipped() else str(storage_path(text, None))
@@ -345,6 +355,8 @@ def _job(args: argparse.Namespace) -> _Job:
 
     :raises FalInputError: if the words lead to no job
     """
+    if args.dialect is not None:
+        check_dialect(args.dialect)
     journal = Journal(args.journal)
     conn_id = args.conn_id or DEFAULT_CONN_ID
     found: JobResult | None = None
@@ -358,13 +370,15 @@ def _job(args: argparse.Namespace) -> _Job:
         if found is not None and any(file.url is None for file in found.media):
             found = None
     elif "://" in args.job:
-        handle = FalHook(conn_id).handle_of(status_url=args.job)
+        handle = _handle_at(FalHook(conn_id), args.job, args.dialect)
     else:
         entry = None if args.model else journal.entry_of(args.job)
         if entry is not None and entry.record.handle is not None:
             handle = entry.record.handle
         elif args.model:
-            handle = FalHook(conn_id).handle_of(request_id=args.job, model=args.model)
+            handle = FalHook(conn_id).handle_of(
+                request_id=args.job, model=args.model, dialect=args.dialect or "fal"
+            )
         else:
             refuse(
                 f"JOB: the journal {journal.path} does not know request {args.job!r}. Give its --model, the address "
@@ -375,6 +389,20 @@ def _job(args: argparse.Namespace) -> _Job:
     hook = FalHook(handle.fal_conn_id)
     _ = hook.account  # a connection that is missing or wrong is told of before anything else
     return _Job(hook, handle, journal, found)
+
+
+def _handle_at(hook: FalHook, address: str, dialect: str | None) -> JobHandle:
+    """
+    Return the job with this address of a status.
+
+    :param dialect: wire protocol; None: the one that has addresses of this form, for no two have the same
+    :raises FalInputError: if it is the address of none
+    """
+    _ = hook.account  # a wrong connection is not to be taken for a wrong address
+    for name in DIALECTS if dialect is None else ():
+        with suppress(FalInputError):
+            return hook.handle_of(status_url=address, dialect=name)
+    return hook.handle_of(status_url=address, dialect=dialect or "fal")
 
 
 def arguments_of(given: str | None, inputs: Sequence[str]) -> dict[str, Any]:

@@ -317,6 +317,26 @@ def test_a_job_is_found_by_its_id_through_the_journal_by_its_address_and_by_its_
         assert fal("status", *words, "-o", "json").json["state"] == "pending", words
 
 
+@pytest.mark.parametrize(("dialect", "model"), [("kling", "videos/text2video"), ("luma", "generations")])
+def test_a_job_of_another_protocol_is_found_by_its_id_and_by_its_address(
+    start: Start, fal: Fal, dialect: str, model: str
+) -> None:
+    emulator = start(stuck=True)
+    prompt = {"kling": "prompt=a fox", "luma": "user_prompt=a fox"}[dialect]
+    job = fal("submit", model, "-i", prompt, "--dialect", dialect, "-o", "json").json
+    path = job["status_url"].removeprefix(emulator.url)
+    for words in (
+        (job["request_id"],),
+        (job["request_id"], "-m", model, "--dialect", dialect),
+        (job["status_url"],),
+        (job["status_url"], "--dialect", dialect),
+    ):
+        assert fal("status", *words, "-o", "json").json["state"] in ("pending", "running"), words
+        assert emulator.requests()[-1]["path"] == path, words
+    assert fal("status", job["status_url"], "--dialect", "fal").code == 2
+    assert fal("status", job["status_url"], "--dialect", "smoke-signals").code == 2
+
+
 def test_media_of_a_result_are_landed_although_the_gateway_has_forgotten_it(
     start: Start, fal: Fal, tmp_path: Path
 ) -> None:

@@ -274,7 +274,7 @@ def _job_verbs() -> tuple[ActionCommand, ...]:
                     ("--poke-interval",),
                     type=above_zero,
                     metavar="S",
-                    help="seconds between looks (default: a tenth of the job's age, from 1 to 15)",
+                    help="seconds between looks (default: about a third of the job's age, from 1.5 to 15)",
                 ),
                 Arg(("--quiet",), action="store_true", help="no progress and no log lines"),
             ),

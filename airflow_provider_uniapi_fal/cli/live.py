@@ -31,6 +31,7 @@ from airflow_provider_uniapi_fal.ledger.rows import Step, record_of
 from airflow_provider_uniapi_fal.ledger.task_state import BATCH_KEY, KEY
 from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS
 from airflow_provider_uniapi_fal.protocol.job import JobState
+from airflow_provider_uniapi_fal.reporting import MANIFEST_KEY
 
 if TYPE_CHECKING:
     import argparse
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
 
 #: Statuses asked for at once.
 PARALLEL = 8
-
-#: XCom that every task pushes that is going to write a manifest.
-MANIFEST_KEY = "manifest_path"
 
 _SUCCEEDED = {Step.SUCCEEDED, Step.UNLANDED, Step.DELIVERED}
 

@@ -24,12 +24,12 @@ from sqlalchemy import delete, insert
 from sqlalchemy.exc import OperationalError
 
 from airflow_provider_uniapi_fal.cli.journal import Entry
-from airflow_provider_uniapi_fal.cli.live import MANIFEST_KEY
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
 from airflow_provider_uniapi_fal.ledger.task_state import BATCH_KEY, KEY
 from airflow_provider_uniapi_fal.protocol.dialects.base import Submitted
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
+from airflow_provider_uniapi_fal.reporting import MANIFEST_KEY
 from tests.batch.tasks import MODES, BatchTask, table
 from tests.fakes import ARGUMENTS, MODEL, Start, handle, posts, wait_until
 

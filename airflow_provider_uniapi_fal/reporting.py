@@ -17,6 +17,12 @@ if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.errors import Failure
     from airflow_provider_uniapi_fal.protocol.job import JobResult
 
+#: XCom key under which a task that submits one job leaves its id, as soon as it has one.
+REQUEST_ID_KEY = "request_id"
+
+#: XCom key under which a task that writes a manifest says where, before it is written.
+MANIFEST_KEY = "manifest_path"
+
 #: XCom key under which a failed submit, wait or landing leaves what went wrong.
 FAILURE_KEY = "failure"
 

@@ -32,7 +32,7 @@ with DAG(
         max_jobs=1000,
         queue_timeout=timedelta(minutes=30),
         timeout=timedelta(hours=2),
-        # Safe with paid jobs: a retry takes up what runs, and posts only what never was.
+        # Safe with paid jobs: a retry takes up what runs, and posts only what never was, or ended unbilled.
         retries=2,
         retry_delay=timedelta(seconds=30),
         outlets=[Asset("media_night")],

@@ -14,7 +14,7 @@ import pendulum
 
 from airflow_provider_uniapi_fal.batch.night import MANIFEST_NAME, Night, NightSettings
 from airflow_provider_uniapi_fal.batch.session import SessionSettings
-from airflow_provider_uniapi_fal.cli.jobs import schema_place, storage_path
+from airflow_provider_uniapi_fal.cli.jobs import check_dialect, schema_place, storage_path
 from airflow_provider_uniapi_fal.cli.journal import Journal
 from airflow_provider_uniapi_fal.cli.terminal import (
     ExitCode,
@@ -36,11 +36,12 @@ from airflow_provider_uniapi_fal.landing.names import check_template
 from airflow_provider_uniapi_fal.ledger.journal import Journal as BatchJournal
 from airflow_provider_uniapi_fal.ledger.journal import Owner
 from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, RowState, Step, Try
-from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS
 from airflow_provider_uniapi_fal.triggers.batch import WatchSettings
 
 if TYPE_CHECKING:
     import argparse
+
+    from airflow_provider_uniapi_fal.protocol.errors import Failure
 
 #: Whose the journal is: it lies beside its manifest, so the place alone tells one batch from another.
 OWNER = Owner(dag_id="", run_id="airflow fal batch", task_id="")
@@ -82,7 +83,8 @@ def batch(args: argparse.Namespace) -> ExitCode | None:
                 raise Stopped(said, ExitCode.INTERRUPTED, error.failure.to_json()) from error
             raise
     made = night.write_manifest(journal)
-    failure = night.shortfall(journal)
+    shortfall = night.shortfall(journal)
+    failure = None if shortfall is None else _for_the_terminal(shortfall)
     if args.output == "json":
         made = {**made, "failure": None if failure is None else failure.to_json()}
     show(made, args.output)
@@ -94,9 +96,18 @@ def batch(args: argparse.Namespace) -> ExitCode | None:
     return ExitCode.FAILED if code is ExitCode.REFUSED else code
 
 
+def _for_the_terminal(shortfall: Failure) -> Failure:
+    """Return a batch's shortfall with what the same command does: nobody retries it, and there is no task to clear."""
+    again = (
+        "of the same command takes up what runs, lands what is there and submits only what never was or ended "
+        "unbilled. With --again missing it submits the other rows without success, too, but unknown ones only with "
+        "--on-unknown-submit resubmit."
+    )
+    return replace(shortfall, retry_does=again)
+
+
 def _night(args: argparse.Namespace) -> Night:
-    if args.dialect not in DIALECTS:
-        refuse(f"--dialect: one of {', '.join(DIALECTS)} is needed, not {args.dialect!r}.")
+    check_dialect(args.dialect)
     try:
         check_template(args.name_template)
     except ValueError as error:

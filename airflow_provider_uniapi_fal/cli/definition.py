@@ -106,6 +106,12 @@ JOB = Arg(
     "standard input) with a handle or a result as JSON",
 )
 MODEL_OF_JOB = Arg(("-m", "--model"), default=None, help="model id that the request id was submitted to")
+DIALECT_OF_JOB = Arg(
+    ("--dialect",),
+    default=None,
+    help="wire protocol that the job was submitted by: of a request id with --model (default: fal), or of an address "
+    "(default: the one that has such addresses)",
+)
 ARGUMENTS_FILE = Arg(
     ("-a", "--arguments"),
     metavar="JSON",
@@ -123,12 +129,12 @@ ON_UNKNOWN_SUBMIT = Arg(
     ("--on-unknown-submit",),
     choices=("fail", "resubmit"),
     default="fail",
-    help="what to do when an earlier submit of the same input has an unknown outcome: resubmit may pay twice "
-    "(default: %(default)s)",
+    help="what to do when an earlier submit of the same input has an unknown outcome, or failed and may have been "
+    "billed: resubmit may pay twice (default: %(default)s)",
 )
 DRY_RUN = Arg(("--dry-run",), action="store_true", help="say what would be submitted, and submit nothing")
 
-OF_ONE_JOB = (JOB, MODEL_OF_JOB, CONN_ID, JOURNAL, OUTPUT)
+OF_ONE_JOB = (JOB, MODEL_OF_JOB, DIALECT_OF_JOB, CONN_ID, JOURNAL, OUTPUT)
 
 
 class _Everything(Arg):
@@ -268,7 +274,7 @@ def _job_verbs() -> tuple[ActionCommand, ...]:
                     ("--poke-interval",),
                     type=above_zero,
                     metavar="S",
-                    help="seconds between looks (default: a tenth of the job's age, from 1 to 15)",
+                    help="seconds between looks (default: about a third of the job's age, from 1.5 to 15)",
                 ),
                 Arg(("--quiet",), action="store_true", help="no progress and no log lines"),
             ),

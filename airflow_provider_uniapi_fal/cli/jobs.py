@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from airflow_provider_uniapi_fal.cli.terminal import (
     submitting,
     verb,
 )
-from airflow_provider_uniapi_fal.exceptions import FalError, FalSubmitOutcomeUnknown, error_of
+from airflow_provider_uniapi_fal.exceptions import FalError, FalInputError, FalSubmitOutcomeUnknown, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.landing.inputs import check_schema, with_files
 from airflow_provider_uniapi_fal.landing.media import Limits
@@ -33,7 +34,7 @@ from airflow_provider_uniapi_fal.ledger.record import Phase, ends_the_job, finge
 from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS, dialect_named
 from airflow_provider_uniapi_fal.protocol.dialects.base import CancelOutcome, Finished
 from airflow_provider_uniapi_fal.protocol.dialects.fal import SubmitOptions
-from airflow_provider_uniapi_fal.protocol.errors import unknown_outcome
+from airflow_provider_uniapi_fal.protocol.errors import FailureKind, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.schemas import shipped
 from airflow_provider_uniapi_fal.protocol.watching import Watch
@@ -54,8 +55,7 @@ LANDED_COLUMNS = ("path", "bytes", "content_type", "flagged", "sha256")
 def submit(args: argparse.Namespace) -> ExitCode | None:
     """Submit one job: check everything, say what it will do, write the intent down, post once."""
     arguments = arguments_of(args.arguments, args.inputs)
-    if args.dialect not in DIALECTS:
-        refuse(f"--dialect: one of {', '.join(DIALECTS)} is needed, not {args.dialect!r}.")
+    check_dialect(args.dialect)
     conn_id = args.conn_id or DEFAULT_CONN_ID
     hook = FalHook(conn_id)
     options: dict[str, Any] = {name: getattr(args, name) for name in SubmitOptions.__annotations__}
@@ -108,20 +108,21 @@ def unknown_before(
     resubmit: bool,
 ) -> list[Entry]:
     """
-    Return the submits of the same input of which nobody knows what came of them.
+    Return the submits of the same input that may have been billed and left no job to look at.
 
     :param resubmit: the user has said to pay for them again
-    :raises FalSubmitOutcomeUnknown: if there is one, and nobody has said so
+    :raises FalSubmitOutcomeUnknown: if nobody knows what came of one, and nobody has said so
+    :raises FalError: how one failed that may have been billed, if nobody has said so
     """
     asked = fingerprint(model, arguments, conn_id, dialect=dialect)
-    found = [
-        entry
-        for entry in journal.entries()
-        if entry.record.phase is Phase.INTENT and entry.record.fingerprint == asked
-    ]
+    found = [entry for entry in journal.entries() if entry.is_open and entry.record.fingerprint == asked]
     if found and not resubmit:
-        lost = unknown_outcome("an earlier submit of the same input left no trace of what came of it")
-        raise error_of(_for_the_terminal(lost))
+        failed = found[-1].record.failure
+        if failed is None:
+            lost = unknown_outcome("an earlier submit of the same input left no trace of what came of it")
+            raise error_of(_for_the_terminal(lost))
+        what = f"{failed.what} That was an earlier submit of the same input; nothing was sent now."
+        raise error_of(_for_the_terminal(replace(failed, what=what)))
     return found
 
 
@@ -129,10 +130,10 @@ def intend(journal: Journal, entry: Entry, instead_of: Sequence[Entry]) -> None:
     """
     Write the intent of a submit down, which must be done before the post.
 
-    :param instead_of: earlier ones of unknown outcome that the user has said to submit again
+    :param instead_of: earlier ones that the user has said to submit again
     """
     for earlier in instead_of:
-        journal.write(earlier.ended(unknown_outcome("submitted again, as --on-unknown-submit=resubmit said")))
+        journal.write(earlier.submitted_again())
     journal.write(entry)
 
 
@@ -155,8 +156,12 @@ def post(
         try:
             journal.write(entry.ended(error.failure))
         except JournalError as unwritten:
-            # The intent stays, and so the same submit is refused: that is the safe side.
-            say(str(unwritten))
+            # The intent stays: that is the safe side.
+            say(
+                f"{unwritten} The same command is refused, until --on-unknown-submit=resubmit says to submit again."
+            )
+        if error.failure.billed != "no":
+            raise error_of(_for_the_terminal(error.failure)) from error
         raise
     result = accepted.result if isinstance(accepted, Finished) else None
     handle = accepted.handle if result is None else result.handle  # type: ignore[union-attr]
@@ -280,6 +285,16 @@ def storage_path(text: str, conn_id: str | None) -> ObjectStoragePath:
         refuse(f"{text}: this is no place in storage ({error}).")
 
 
+def check_dialect(name: str) -> None:
+    """
+    Refuse a wire protocol that there is not.
+
+    :raises FalInputError: naming those that there are
+    """
+    if name not in DIALECTS:
+        refuse(f"--dialect: one of {', '.join(DIALECTS)} is needed, not {name!r}.")
+
+
 def schema_place(text: str) -> str:
     """Return what ``--arguments-schema`` names: a shipped schema, or the address of a file."""
     return text if text in shipped() else str(storage_path(text, None))
@@ -340,6 +355,8 @@ def _job(args: argparse.Namespace) -> _Job:
 
     :raises FalInputError: if the words lead to no job
     """
+    if args.dialect is not None:
+        check_dialect(args.dialect)
     journal = Journal(args.journal)
     conn_id = args.conn_id or DEFAULT_CONN_ID
     found: JobResult | None = None
@@ -353,13 +370,15 @@ def _job(args: argparse.Namespace) -> _Job:
         if found is not None and any(file.url is None for file in found.media):
             found = None
     elif "://" in args.job:
-        handle = FalHook(conn_id).handle_of(status_url=args.job)
+        handle = _handle_at(FalHook(conn_id), args.job, args.dialect)
     else:
         entry = None if args.model else journal.entry_of(args.job)
         if entry is not None and entry.record.handle is not None:
             handle = entry.record.handle
         elif args.model:
-            handle = FalHook(conn_id).handle_of(request_id=args.job, model=args.model)
+            handle = FalHook(conn_id).handle_of(
+                request_id=args.job, model=args.model, dialect=args.dialect or "fal"
+            )
         else:
             refuse(
                 f"JOB: the journal {journal.path} does not know request {args.job!r}. Give its --model, the address "
@@ -370,6 +389,20 @@ def _job(args: argparse.Namespace) -> _Job:
     hook = FalHook(handle.fal_conn_id)
     _ = hook.account  # a connection that is missing or wrong is told of before anything else
     return _Job(hook, handle, journal, found)
+
+
+def _handle_at(hook: FalHook, address: str, dialect: str | None) -> JobHandle:
+    """
+    Return the job with this address of a status.
+
+    :param dialect: wire protocol; None: the one that has addresses of this form, for no two have the same
+    :raises FalInputError: if it is the address of none
+    """
+    _ = hook.account  # a wrong connection is not to be taken for a wrong address
+    for name in DIALECTS if dialect is None else ():
+        with suppress(FalInputError):
+            return hook.handle_of(status_url=address, dialect=name)
+    return hook.handle_of(status_url=address, dialect=dialect or "fal")
 
 
 def arguments_of(given: str | None, inputs: Sequence[str]) -> dict[str, Any]:
@@ -389,10 +422,17 @@ def _inputs(words: Sequence[str]) -> Iterator[tuple[str, Any]]:
 
 
 def _for_the_terminal(failure: Failure) -> Failure:
+    """Return a submit's failure that may have been billed, with what the same command does in the place of a task."""
+    if failure.kind is FailureKind.SUBMIT_OUTCOME_UNKNOWN:
+        advice = "Look for the request at the gateway. If it has none, give --on-unknown-submit=resubmit."
+    else:
+        advice = (
+            f"{failure.advice} To pay for the same input again, give --on-unknown-submit=resubmit.".strip()
+        )
     return replace(
         failure,
         retry_does="of the same command is refused, so that nothing is paid twice.",
-        advice="Look for the request at the gateway. If it has none, give --on-unknown-submit=resubmit.",
+        advice=advice,
     )
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.configuration import AIRFLOW_HOME
 
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase, fingerprint
+from airflow_provider_uniapi_fal.protocol.errors import FailureKind, unknown_outcome
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -68,6 +69,26 @@ class Entry:
     def ended(self, failure: Failure) -> Entry:
         """Return the entry once its submit was refused or its job has ended in a failure."""
         return self._in(Phase.ENDED, handle=self.record.handle, failure=failure)
+
+    def submitted_again(self) -> Entry:
+        """Return the entry once the user has said to submit the same input again, whatever came of this submit."""
+        unknown = unknown_outcome("submitted again, as --on-unknown-submit=resubmit said")
+        known = self.record.failure
+        return self.ended(unknown if known is None else replace(unknown, may_run=known.may_run))
+
+    @property
+    def is_open(self) -> bool:
+        """
+        Whether the submit may have been billed without a job that could be looked at, and so must not be repeated.
+
+        One whose outcome is known to be unknown is not: that is how one ends that was submitted again.
+        """
+        failure = self.record.failure
+        if self.record.handle is not None:
+            return False
+        return failure is None or (
+            failure.billed != "no" and failure.kind is not FailureKind.SUBMIT_OUTCOME_UNKNOWN
+        )
 
     def _in(self, phase: Phase, **fields: Any) -> Entry:
         return replace(self, record=JobRecord(phase, self.record.fingerprint, 0, time.time(), **fields))

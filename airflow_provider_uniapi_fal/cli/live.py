@@ -31,6 +31,7 @@ from airflow_provider_uniapi_fal.ledger.rows import Step, record_of
 from airflow_provider_uniapi_fal.ledger.task_state import BATCH_KEY, KEY
 from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS
 from airflow_provider_uniapi_fal.protocol.job import JobState
+from airflow_provider_uniapi_fal.reporting import MANIFEST_KEY
 
 if TYPE_CHECKING:
     import argparse
@@ -41,9 +42,6 @@ if TYPE_CHECKING:
 
 #: Statuses asked for at once.
 PARALLEL = 8
-
-#: XCom that every task pushes that is going to write a manifest.
-MANIFEST_KEY = "manifest_path"
 
 _SUCCEEDED = {Step.SUCCEEDED, Step.UNLANDED, Step.DELIVERED}
 
@@ -109,7 +107,8 @@ class Found:
             return "no"
         if self.state in (JobState.SUCCEEDED.value, JobState.FAILED.value, JobState.CANCELLED.value):
             return "no"
-        handed_on = self.record.phase in (Phase.DELIVERED, Phase.ENDED)
+        # That a gateway does not know a job is no proof: whoever gave a wait up because of it said that it may run.
+        handed_on = self.record.phase is Phase.DELIVERED
         return "no" if self.state == "gone" and handed_on else "unknown"
 
     def to_json(self) -> dict[str, Any]:

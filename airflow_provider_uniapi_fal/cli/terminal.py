@@ -154,7 +154,8 @@ def _in_words(error: BaseException, *, again: str | None) -> Stopped | None:
             return Stopped(str(error), ExitCode.STORAGE, {**facts, "kind": "storage"})
         return Stopped(str(error), exit_code_of(error.failure), facts)
     if isinstance(error, JournalError):
-        return Stopped(f"{error} Nothing was sent.", ExitCode.FAILED)
+        # Something may have been sent: the doctor asks what is free before it writes.
+        return Stopped(f"{error} Nothing was submitted.", ExitCode.FAILED)
     if isinstance(error, AirflowNotFoundException):
         return Stopped(f"{str(error).rstrip('.')}. Nothing was sent.", ExitCode.REFUSED)
     if _is_of_storage(error):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from importlib import resources
@@ -309,11 +309,6 @@ def manifest_schema() -> dict[str, Any]:
     text = resources.files(__package__).joinpath("manifest.schema.json").read_text(encoding="utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
-
-
-def keys_with_media(manifests: Sequence[Manifest]) -> set[str]:
-    """Return the keys whose requests brought media, in any of several manifests."""
-    return {row.key for manifest in manifests for row in manifest.rows if row.files and row.error is None}
 
 
 def _checked(key: str, file: LandedFile) -> FileCheck:

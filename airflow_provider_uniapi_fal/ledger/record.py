@@ -176,12 +176,10 @@ class Decision:
 
     :param do: the step
     :param why: a sentence for the log, or for the error
-    :param handle: the job to re-attach to
     """
 
     do: Do
     why: str
-    handle: JobHandle | None = None
 
 
 def fingerprint(model: str, arguments: Mapping[str, Any], fal_conn_id: str, *, dialect: str = "fal") -> str:
@@ -294,7 +292,5 @@ def decide(
             f"Re-attaching to request {request_id} although model, arguments or connection changed since it was "
             "submitted; on_changed_arguments decides this."
         )
-        return Decision(Do.REATTACH, why, record.handle)
-    return Decision(
-        Do.REATTACH, f"Re-attaching to request {request_id}; nothing is submitted.", record.handle
-    )
+        return Decision(Do.REATTACH, why)
+    return Decision(Do.REATTACH, f"Re-attaching to request {request_id}; nothing is submitted.")

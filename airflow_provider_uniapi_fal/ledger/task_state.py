@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from airflow_provider_uniapi_fal.exceptions import error_of
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
-from airflow_provider_uniapi_fal.protocol.errors import unknown_outcome
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, unknown_outcome
 
 KEY = "uniapi_fal:job"
 
@@ -70,16 +70,26 @@ class TaskLedger:
         Were it lost all the same, to find that out would not help: the next try would see the record before it
         in either case, an intent or a job to be looked at again.
 
+        :raises FalProtocolError: if the store took an intent and does not have it; nothing was sent
         :raises Exception: whatever Airflow raises if its store did not take the record
         """
         data = record.to_json()
         self._store.set(KEY, data, retention=RETENTION)
         if record.phase is Phase.INTENT and self._store.get(KEY) != data:
-            raise RuntimeError("Airflow's task state store did not keep the record of this task's job.")
+            raise error_of(_not_kept())
 
     def forget(self) -> None:
         """Remove the record: the submit provably was not accepted."""
         self._store.delete(KEY)
+
+
+def _not_kept() -> Failure:
+    return Failure(
+        FailureKind.PROTOCOL,
+        what="Airflow's task state store did not keep the intent. Nothing was sent.",
+        retry_does="submits, if the store keeps the intent then.",
+        advice="Look at [workers] state_store_backend and [state_store] backend in Airflow's configuration.",
+    )
 
 
 def keep_batch(store: TaskStateStore, manifest_path: str) -> None:

@@ -19,6 +19,7 @@ from airflow.sdk.execution_time.xcom import XCom
 
 from airflow_provider_uniapi_fal.links.templates import filled
 from airflow_provider_uniapi_fal.links.urls import PREFIX, Urls
+from airflow_provider_uniapi_fal.reporting import MANIFEST_KEY, REQUEST_ID_KEY
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -49,7 +50,7 @@ class FalLink(BaseOperatorLink):
         Return the address, or an empty text if there is none.
 
         :param ti: anything with ``dag_id``, ``run_id``, ``task_id`` and ``map_index``
-        :param pushed: gives what the task has pushed as ``request_id`` or ``manifest_path``, if it has
+        :param pushed: gives what the task has pushed under a key, ``REQUEST_ID_KEY`` or ``MANIFEST_KEY``, if it has
         """
 
 
@@ -60,10 +61,10 @@ class FalGalleryLink(FalLink):
 
     def address(self, ti: Any, *, model: str, pushed: Pushed) -> str:
         """Return the gallery's page."""
-        request_id = pushed("request_id")
+        request_id = pushed(REQUEST_ID_KEY)
         if request_id:
             return _urls().run(ti.dag_id, ti.run_id, text=request_id)
-        if pushed("manifest_path"):
+        if pushed(MANIFEST_KEY):
             return _urls().task(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
         return ""
 
@@ -75,7 +76,7 @@ class FalManifestLink(FalLink):
 
     def address(self, ti: Any, *, model: str, pushed: Pushed) -> str:
         """Return where the gallery hands it out."""
-        if not pushed("manifest_path"):
+        if not pushed(MANIFEST_KEY):
             return ""
         return _urls().manifest(ti.dag_id, ti.run_id, ti.task_id, ti.map_index)
 
@@ -88,7 +89,7 @@ class FalJobLink(FalLink):
     def address(self, ti: Any, *, model: str, pushed: Pushed) -> str:
         """Return what the template makes of the job."""
         template = conf.get("uniapi_fal", "job_url_template", fallback="") or ""
-        request_id = pushed("request_id") if template else None
+        request_id = pushed(REQUEST_ID_KEY) if template else None
         if not request_id:
             return ""
         try:
@@ -117,7 +118,7 @@ def push_links(
     :param request_id: what was pushed as ``request_id``, if anything was
     :param manifest_path: what was pushed as ``manifest_path``, if anything was
     """
-    known = {"request_id": request_id, "manifest_path": manifest_path}
+    known = {REQUEST_ID_KEY: request_id, MANIFEST_KEY: manifest_path}
     try:
         for link in type(operator).operator_extra_links:
             if isinstance(link, FalLink) and (

@@ -29,7 +29,7 @@ from airflow_provider_uniapi_fal.mapping import CheckedWhenMapped
 from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
-from airflow_provider_uniapi_fal.reporting import failure_in_xcom, tell_assets
+from airflow_provider_uniapi_fal.reporting import MANIFEST_KEY, failure_in_xcom, tell_assets
 from airflow_provider_uniapi_fal.triggers.batch import (
     FalBatchTrigger,
     LandSettings,
@@ -328,7 +328,7 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
         path = str(night.settings.manifest_path)
         self._say(f"The manifest will be {path}; the account of each row until then is in {night.folder}.")
         keep_batch(context["task_state_store"], path)
-        context["ti"].xcom_push(key="manifest_path", value=path)
+        context["ti"].xcom_push(key=MANIFEST_KEY, value=path)
         push_links(self, context["ti"], manifest_path=path)
         self._running = (context["ti"], night)
         night.run(journal, linger=self.defer_after if self.deferrable else None)

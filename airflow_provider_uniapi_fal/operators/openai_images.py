@@ -27,7 +27,7 @@ from airflow_provider_uniapi_fal.protocol.dialects.base import Finished, Submitt
 from airflow_provider_uniapi_fal.protocol.dialects.openai_images import TIMEOUT
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobResult, JobState
-from airflow_provider_uniapi_fal.reporting import failure_in_xcom
+from airflow_provider_uniapi_fal.reporting import REQUEST_ID_KEY, failure_in_xcom
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -129,7 +129,7 @@ class OpenAIImagesOperator(SubmittingOperator):
             self.log.info("Model %s at %s, connection %s.", self.model, base_url, self.fal_conn_id)
             record = self.decided(hook, ledger, self._recovered(ledger), context["ti"])
             handle = handle_in(record)
-            context["ti"].xcom_push(key="request_id", value=handle.request_id)
+            context["ti"].xcom_push(key=REQUEST_ID_KEY, value=handle.request_id)
             push_links(self, context["ti"], request_id=handle.request_id)
             result, files = self._kept(record)
             context["ti"].xcom_push(key="result", value=result.to_json())

@@ -41,7 +41,7 @@ from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobState
-from airflow_provider_uniapi_fal.reporting import failure_in_xcom
+from airflow_provider_uniapi_fal.reporting import REQUEST_ID_KEY, failure_in_xcom
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -158,7 +158,7 @@ class SubmittingOperator(CheckedWhenMapped):
         ti = context["ti"]
         record = self.decided(hook, ledger, ledger.read(), ti)
         handle = handle_in(record)
-        ti.xcom_push(key="request_id", value=handle.request_id)
+        ti.xcom_push(key=REQUEST_ID_KEY, value=handle.request_id)
         for key, url in hook.urls(handle).items():
             ti.xcom_push(key=key, value=url)
         push_links(self, ti, request_id=handle.request_id)

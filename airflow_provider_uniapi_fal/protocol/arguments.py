@@ -83,7 +83,7 @@ def seconds(name: str, value: object, *, or_zero: bool = False) -> float:
     if isinstance(number, bool) or not isinstance(number, (int, float)):
         number = math.nan
     if not (0 < number < 1e9 or (or_zero and number == 0)):
-        least = "0 seconds or more is" if or_zero else "more than 0 seconds"
+        least = "0 seconds or more" if or_zero else "more than 0 seconds"
         raise ValueError(f"{name} must be {least}, not {value!r}")
     return float(number)
 

@@ -8,8 +8,6 @@ from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
-JsonObject: TypeAlias = dict[str, Any]
-
 EXCERPT_CHARS = 200
 
 #: Deeper JSON is taken for unreadable: no answer of a model is, and all that walks through one recurses.

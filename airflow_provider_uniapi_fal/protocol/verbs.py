@@ -325,6 +325,7 @@ def unclear(handle: JobHandle, again: LookAgain) -> Failure:
         FailureKind.PROTOCOL,
         what=f"The gateway's answers cannot be understood: {again.reason}.",
         retry_does="of a wait looks again.",
+        advice="Look at network, proxy and the connection's host: 'airflow fal doctor --free' asks how the gateway answers.",
         billed="maybe",
         may_run=True,
         retry_after=again.retry_after,

@@ -36,7 +36,7 @@ from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS, push_links
 from airflow_provider_uniapi_fal.mapping import CheckedWhenMapped
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
-from airflow_provider_uniapi_fal.reporting import failure_in_xcom, tell_assets
+from airflow_provider_uniapi_fal.reporting import MANIFEST_KEY, failure_in_xcom, tell_assets
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
@@ -149,7 +149,7 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
             target = self._manifest_target(work, place)
             if target is not None:
                 # A reader may look for it before the task ends.
-                context["ti"].xcom_push(key="manifest_path", value=str(target))
+                context["ti"].xcom_push(key=MANIFEST_KEY, value=str(target))
             push_links(self, context["ti"], manifest_path=None if target is None else str(target))
             landed = self._landed(work, place, target)
             rows = [each.row for each in landed]

@@ -105,7 +105,7 @@ def test_nothing_is_posted_if_the_batch_could_not_be_found_again(
     journal.path.mkdir()
     done = fal("batch", table(tmp_path, "a fox"), str(tmp_path / "night"))
     assert (done.code, posts(emulator)) == (1, 0)
-    assert "Nothing was sent" in done.err
+    assert "Nothing was submitted" in done.err
 
 
 def test_rows_that_do_not_fit_a_schema_are_refused_before_anything_is_paid(
@@ -139,6 +139,21 @@ def test_a_row_that_fails_fails_the_verb_and_only_again_pays_for_it_again(
     assert (mended.code, posts(emulator)) == (0, 3)
     assert (fal(*words).code, posts(emulator)) == (0, 3)
     assert (fal(*words, "--again", "all").code, posts(emulator)) == (0, 5)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    ["job match=crow failure=refused", "job match=crow failure=completed-error", "lost-reply on=submit"],
+)
+def test_what_is_said_of_a_batch_that_fell_short_is_about_the_command_and_not_about_a_task(
+    start: Start, fal: Fal, tmp_path: Path, fault: str
+) -> None:
+    start(faults=[fault])
+    done = fal("batch", table(tmp_path, "a fox", "a crow"), str(tmp_path / "night"), "-o", "json")
+    assert done.code in (1, 3)
+    assert "A retry of the same command" in done.err
+    assert "--again missing" in done.json["failure"]["retry_does"]
+    assert not {"Airflow", "cleared", "task"} & set(done.err.replace(".", " ").split())
 
 
 def test_a_lost_reply_is_one_unknown_row_and_never_posted_again(

@@ -17,6 +17,7 @@ from airflow.utils.session import create_session
 from airflow_provider_uniapi_fal.cli.definition import get_fal_commands
 from airflow_provider_uniapi_fal.cli.terminal import ExitCode
 from airflow_provider_uniapi_fal.emulator.running import EmulatorProcess
+from airflow_provider_uniapi_fal.protocol.cadence import LONGEST, SHARE_OF_AGE, SHORTEST
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -71,6 +72,13 @@ def test_every_verb_leads_to_code_and_has_a_help(name: str) -> None:
     [path] = [cell.cell_contents for cell in command.func.__closure__ or ()]
     module, _, function = path.rpartition(".")
     assert callable(getattr(__import__(module, fromlist=[function]), function))
+
+
+def test_the_default_cadence_is_the_one_that_the_help_tells() -> None:
+    [poke_interval] = [arg for arg in VERBS["fal wait"].args if "--poke-interval" in arg.flags]
+    assert f"from {SHORTEST:g} to {LONGEST:g}" in poke_interval.kwargs["help"]
+    assert "about a third of the job's age" in poke_interval.kwargs["help"]
+    assert pytest.approx(SHARE_OF_AGE, abs=0.05) == 1 / 3
 
 
 def test_the_page_has_every_verb_and_the_very_exit_codes() -> None:

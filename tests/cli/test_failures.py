@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from airflow_provider_uniapi_fal.cli.journal import Entry, Journal, JournalError
 from tests.batch.stores import s3_connection
 from tests.fakes import MODEL, Start, posts
 from tests.transport.servers import free_port
 
 if TYPE_CHECKING:
-    from airflow_provider_uniapi_fal.cli.journal import Journal
     from tests.cli.conftest import Fal
 
 FIELDS = {"kind", "what", "billed", "may_run", "retry_does"}
@@ -148,6 +148,44 @@ def test_the_fate_of_the_money_is_told_even_where_standard_output_takes_nothing(
     assert (done.code, posts(emulator)) == (9, 1)
     assert "'airflow fal jobs' lists it" in done.err
     assert "Nothing was submitted" not in done.err
+
+
+def full_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
+    """Let there be no room for the journal after so many states of submits."""
+    really_write = Journal.write
+    left = iter(range(writes))
+
+    def write(journal: Journal, entry: Entry) -> None:
+        if next(left, None) is None:
+            raise JournalError("The journal cannot be written (No space left on device).")
+        really_write(journal, entry)
+
+    monkeypatch.setattr(Journal, "write", write)
+
+
+def test_a_refusal_that_the_journal_does_not_take_is_told_and_does_not_pass_for_nothing_sent(
+    start: Start, fal: Fal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start(faults=["turned-away because=locked on=submit times=1"])
+    full_after(monkeypatch, 1)
+    done = fal("submit", MODEL, "-i", "prompt=x", "-o", "json")
+    assert (done.code, posts(emulator), failure_of(done.out)["kind"]) == (5, 1, "balance")
+    assert "No space left on device" in done.err
+    assert "The same command is refused" in done.err
+    assert "Nothing was s" not in done.err
+    assert (fal("submit", MODEL, "-i", "prompt=x").code, posts(emulator)) == (3, 1)
+
+
+def test_a_doctor_without_room_for_the_journal_claims_no_more_than_that_it_submitted_nothing(
+    start: Start, fal: Fal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start()
+    full_after(monkeypatch, 0)
+    done = fal("doctor", "--yes")
+    assert (done.code, posts(emulator)) == (1, 0)
+    assert emulator.requests() != []
+    assert "Nothing was submitted" in done.err
+    assert "Nothing was sent" not in done.err
 
 
 def test_a_defect_keeps_its_traceback(start: Start, fal: Fal, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -191,6 +191,31 @@ def test_a_lost_reply_is_told_honestly_and_not_posted_again(start: Start, fal: F
     assert fal("submit", MODEL, *INPUTS).code == 0
 
 
+def test_a_submit_that_failed_and_may_have_been_billed_is_not_posted_again(start: Start, fal: Fal) -> None:
+    emulator = start()
+    emulator.add_fault("turned-away because=failure on=submit times=1")
+    failed = fal("submit", MODEL, *INPUTS, "-o", "json")
+    again = fal("submit", MODEL, *INPUTS, "-o", "json")
+    assert (failed.code, again.code, posts(emulator)) == (1, 1, 1)
+    for ended in (failed, again):
+        assert "may have been billed" in ended.err
+        assert "the same command is refused" in ended.err
+        assert "--on-unknown-submit" in ended.err
+        assert "clear the task" not in ended.err
+        assert ended.json["failure"]["kind"] == "job_failed"
+    assert "nothing was sent now" in again.err
+    agreed = fal("submit", MODEL, *INPUTS, "--on-unknown-submit", "resubmit")
+    assert (agreed.code, posts(emulator)) == (0, 2)
+    assert (fal("submit", MODEL, *INPUTS).code, posts(emulator)) == (0, 3)
+
+
+def test_a_refused_submit_is_posted_again_by_the_same_command(start: Start, fal: Fal) -> None:
+    emulator = start()
+    emulator.add_fault("turned-away because=locked on=submit times=1")
+    assert fal("submit", MODEL, *INPUTS).code == 5
+    assert (fal("submit", MODEL, *INPUTS).code, posts(emulator)) == (0, 2)
+
+
 def test_an_interrupted_submit_is_unknown_and_says_so(
     start: Start, fal: Fal, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,7 +234,7 @@ def test_no_post_leaves_without_its_intent_in_the_journal(start: Start, fal: Fal
     journal.path.mkdir()
     done = fal("submit", MODEL, *INPUTS)
     assert (done.code, posts(emulator)) == (1, 0)
-    assert "Nothing was sent" in done.err
+    assert "Nothing was submitted" in done.err
 
 
 def test_a_journal_that_cannot_be_read_stops_the_submit(start: Start, fal: Fal, journal: Journal) -> None:
@@ -290,6 +315,26 @@ def test_a_job_is_found_by_its_id_through_the_journal_by_its_address_and_by_its_
         (handle["status_url"].replace("127.0.0.1", "queue.fal.run"),),
     ):
         assert fal("status", *words, "-o", "json").json["state"] == "pending", words
+
+
+@pytest.mark.parametrize(("dialect", "model"), [("kling", "videos/text2video"), ("luma", "generations")])
+def test_a_job_of_another_protocol_is_found_by_its_id_and_by_its_address(
+    start: Start, fal: Fal, dialect: str, model: str
+) -> None:
+    emulator = start(stuck=True)
+    prompt = {"kling": "prompt=a fox", "luma": "user_prompt=a fox"}[dialect]
+    job = fal("submit", model, "-i", prompt, "--dialect", dialect, "-o", "json").json
+    path = job["status_url"].removeprefix(emulator.url)
+    for words in (
+        (job["request_id"],),
+        (job["request_id"], "-m", model, "--dialect", dialect),
+        (job["status_url"],),
+        (job["status_url"], "--dialect", dialect),
+    ):
+        assert fal("status", *words, "-o", "json").json["state"] in ("pending", "running"), words
+        assert emulator.requests()[-1]["path"] == path, words
+    assert fal("status", job["status_url"], "--dialect", "fal").code == 2
+    assert fal("status", job["status_url"], "--dialect", "smoke-signals").code == 2
 
 
 def test_media_of_a_result_are_landed_although_the_gateway_has_forgotten_it(

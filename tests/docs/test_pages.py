@@ -6,10 +6,13 @@ import os
 import re
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
+
+from airflow_provider_uniapi_fal.sensors.fal import FalQueueSensor
 
 PROJECT = Path(__file__).resolve().parents[2]
 DOCS = PROJECT / "docs"
@@ -73,6 +76,14 @@ def test_every_page_has_one_title_and_is_written_for_users(page: Path) -> None:
     text = re.sub(r"^(`{3,}|:{3,}).*?^\1$", "", page.read_text(), flags=re.MULTILINE | re.DOTALL)
     titles = re.findall(r"^# .+", text, re.MULTILINE)
     assert len(titles) == (0 if page.name == "public_names.md" else 1), titles
+
+
+def test_the_pages_for_beginners_tell_the_defaults_that_the_code_has() -> None:
+    seconds = signature(FalQueueSensor).parameters["defer_after"].default
+    assert f"`defer_after` ({seconds:g} seconds)" in (DOCS / "howto" / "submit_wait_land.md").read_text()
+    example = (PROJECT / "dags_examples" / "one_picture.py").read_text()
+    [folder] = re.findall(r'"destination": "file://([^"]+)"', example)
+    assert f"The picture is in `{folder}`" in (DOCS / "tutorial.md").read_text()
 
 
 def test_the_code_of_every_how_to_is_a_tested_example() -> None:

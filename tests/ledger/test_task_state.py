@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_uniapi_fal.exceptions import FalSubmitOutcomeUnknown
+from airflow_provider_uniapi_fal.exceptions import FalProtocolError, FalSubmitOutcomeUnknown
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
 from airflow_provider_uniapi_fal.ledger.task_state import KEY, RETENTION, TaskLedger
 from tests.fakes import ForgetfulStore, StateStore, handle
@@ -44,8 +44,11 @@ def test_a_store_that_cannot_be_reached_is_an_error_and_never_absent() -> None:
 
 
 def test_an_intent_that_was_silently_dropped_is_noticed() -> None:
-    with pytest.raises(RuntimeError, match="did not keep the record"):
+    with pytest.raises(FalProtocolError, match="did not keep the intent") as raised:
         TaskLedger(ForgetfulStore()).write(RECORD)
+    assert (raised.value.failure.billed, raised.value.failure.may_run) == ("no", False)
+    for told in ("Nothing was sent", "It was not billed", "A retry submits", "[workers] state_store_backend"):
+        assert told in str(raised.value)
 
 
 def test_only_an_intent_is_read_again_the_rest_relies_on_the_answer_to_its_write() -> None:

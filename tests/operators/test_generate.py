@@ -689,6 +689,18 @@ def test_a_time_that_makes_no_sense_is_refused_by_name_when_the_dag_is_parsed(na
 
 
 @pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("timeout", "timeout must be more than 0 seconds, not -1"),
+        ("defer_after", "defer_after must be 0 seconds or more, not -1"),
+    ],
+)
+def test_a_time_that_makes_no_sense_is_refused_in_a_sentence(name: str, said: str) -> None:
+    with pytest.raises(ValueError, match=f"^{said}$"):
+        operator(**{name: -1})
+
+
+@pytest.mark.parametrize(
     ("options", "name"),
     [
         ({"timeout": 0}, "timeout"),

@@ -411,9 +411,11 @@ def test_of_that_setting_a_task_that_waits_for_its_job_does_not_warn(
 
 def test_no_post_leaves_without_its_intent_in_the_store(start: Start) -> None:
     emulator = start()
-    with pytest.raises(RuntimeError, match="did not keep the record"):
-        submit(Task(store=ForgetfulStore()))
+    task = Task(store=ForgetfulStore())
+    with pytest.raises(FalProtocolError, match="did not keep the intent"):
+        submit(task)
     assert posts(emulator) == 0
+    assert task.xcoms["failure"]["billed"] == "no"
 
 
 def test_a_job_that_the_ledger_does_not_take_is_named_and_not_posted_again(

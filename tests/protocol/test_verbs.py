@@ -125,6 +125,7 @@ def test_a_read_gives_up_after_a_few_attempts() -> None:
     assert isinstance(found, LookAgain)
     told = verbs.unclear(HANDLE, found)
     assert (told.kind, told.may_run, told.request_id) == (FailureKind.PROTOCOL, True, "r-1")
+    assert "the connection's host" in told.advice
 
 
 def test_a_read_waits_as_asked_but_no_worker_sleeps_for_long() -> None:

@@ -18,12 +18,10 @@ from airflow_provider_uniapi_fal.landing.manifest import read_manifest, summary_
 from airflow_provider_uniapi_fal.plugins.gallery.choosing import Account
 from airflow_provider_uniapi_fal.plugins.gallery.files import chunks_of, located
 from airflow_provider_uniapi_fal.plugins.gallery.roots import NotAllowed, Root, folder_of, place_of
+from airflow_provider_uniapi_fal.reporting import MANIFEST_KEY
 
 if TYPE_CHECKING:
     from datetime import datetime
-
-#: The key under which every task that writes a manifest says where.
-XCOM_KEY = "manifest_path"
 
 #: A longer manifest is not read: 256 MiB are a hundred thousand rows with long prompts.
 MAX_MANIFEST_BYTES = 256 * 1024 * 1024
@@ -81,7 +79,7 @@ def manifests_of(
     dag_id: str, run_id: str, task_id: str | None = None, map_index: int | None = None
 ) -> list[Named]:
     """Return where the manifests of a run are, or that of one of its tasks."""
-    wanted = [XComModel.key == XCOM_KEY, XComModel.dag_id == dag_id, XComModel.run_id == run_id]
+    wanted = [XComModel.key == MANIFEST_KEY, XComModel.dag_id == dag_id, XComModel.run_id == run_id]
     if task_id is not None:
         wanted += [XComModel.task_id == task_id, XComModel.map_index == map_index]
     query = select(
@@ -104,7 +102,7 @@ def nights_of(dag_ids: Iterable[str], *, page: int, size: int) -> tuple[list[Nig
     newest = func.max(XComModel.timestamp)
     query = (
         select(XComModel.dag_id, XComModel.run_id, func.count().label("manifests"), newest.label("at"))
-        .where(XComModel.key == XCOM_KEY, XComModel.dag_id.in_(list(dag_ids)))
+        .where(XComModel.key == MANIFEST_KEY, XComModel.dag_id.in_(list(dag_ids)))
         .group_by(XComModel.dag_id, XComModel.run_id)
         .order_by(newest.desc(), XComModel.dag_id, XComModel.run_id)
         .offset((page - 1) * size)

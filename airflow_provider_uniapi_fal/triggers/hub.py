@@ -16,7 +16,7 @@ import time
 import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import copy_context
 from typing import TYPE_CHECKING
 
@@ -127,7 +127,10 @@ class Waits:
     def tell(self, watch: Watch) -> None:
         """Bring the news of a watch into the owner's log."""
         for line in watch.take_news():
-            self.context.run(self._say, line)
+            try:
+                self.context.run(self._say, line)
+            except Exception as error:  # noqa: BLE001  # a log that cannot be written is not to touch a wait
+                _complain("News of a wait could not be told.", error)
 
     def ended(self, wait: _Wait, end: RoundEnd) -> None:
         """Take a wait that has ended."""
@@ -275,11 +278,12 @@ class _Line:
             self._gateway.trial_ended()
         if not look.cancelled() and not wait.dropped:
             end = look.result()
-            wait.owner.tell(wait.watch)
             if isinstance(end, WaitMore):
                 self._look_after(wait, end.seconds)
             else:
                 wait.owner.ended(wait, end)
+            # Who waits for the end comes in a later turn of the loop: it has been told by then.
+            wait.owner.tell(wait.watch)
         self._serve()
 
     async def _look(self, wait: _Wait) -> RoundEnd:
@@ -291,8 +295,8 @@ class _Line:
             return await self._round(wait)
         except FalError as error:
             return error.failure.while_waiting(wait.watch.handle.request_id)
-        except Exception as error:  # one wait's fault is not to end the others of its trigger
-            log.exception("A wait was broken off.")
+        except Exception as error:  # noqa: BLE001  # one wait's fault is not to end the others of its trigger
+            _complain("A wait was broken off.", error)
             return _broken_off(error)
 
     async def _round(self, wait: _Wait) -> RoundEnd:
@@ -441,6 +445,12 @@ def _line_of(fal_conn_id: str) -> _Line:
     if fal_conn_id not in lines:
         lines[fal_conn_id] = _Line(fal_conn_id)
     return lines[fal_conn_id]
+
+
+def _complain(text: str, error: Exception) -> None:
+    """Write into the triggerer's own log, which may be what is out of order."""
+    with suppress(Exception):
+        log.error(text, exc_info=error)
 
 
 def _broken_off(error: Exception) -> Failure:

@@ -103,6 +103,28 @@ def test_an_unexpected_error_is_the_end_of_one_wait(monkeypatch: pytest.MonkeyPa
     assert (broken_off.may_run, broken_off.billed) == (True, "maybe")
 
 
+@pytest.mark.parametrize("also", ["nothing else", "the triggerer's own log"])
+def test_a_log_that_cannot_be_written_costs_no_wait_its_end(
+    monkeypatch: pytest.MonkeyPatch, also: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if also == "the triggerer's own log":
+        monkeypatch.setattr(hub.log, "error", full)
+    answers = iter([PENDING, PENDING])
+
+    async def run() -> RoundEnd:
+        async with waits(say=full) as waiting:
+            waiting.add(named("a"))
+            _, end = await asyncio.wait_for(waiting.next_end(), 20)
+            return end
+
+    with ScriptedServer(lambda call: call.json(next(answers, DONE))) as server:
+        set_connection(monkeypatch, server.url)
+        assert isinstance(asyncio.run(run()), JobResult)
+
+
 def test_a_connection_that_is_not_there_ends_its_waits_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
     with ScriptedServer(lambda call: call.json(DONE)) as server:
         set_connection(monkeypatch, server.url)

@@ -30,9 +30,14 @@ class Pace:
         self._gap = 0.0
         self._in_a_row = 0
 
-    def may_start_at(self, now: float) -> float:
-        """Return when the next request may start: now, or later."""
-        return max(now, self._not_before, self._last_start + self._gap)
+    def may_start_at(self, now: float, *, urgent: bool = False) -> float:
+        """
+        Return when the next request may start: now, or later.
+
+        :param urgent: it is the last one that may be made, and waits for no pause
+        """
+        start = max(now, self._last_start + self._gap)
+        return start if urgent else max(start, self._not_before)
 
     def started(self, now: float) -> None:
         """Take note that a request has started."""

@@ -14,7 +14,6 @@ import math
 import random
 import time
 import weakref
-from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import copy_context
@@ -129,7 +128,7 @@ class Waits:
         for line in watch.take_news():
             try:
                 self.context.run(self._say, line)
-            except Exception as error:  # noqa: BLE001  # a log that cannot be written is not to touch a wait
+            except Exception as error:  # noqa: BLE001 - a log that cannot be written is not to touch a wait
                 _complain("News of a wait could not be told.", error)
 
     def ended(self, wait: _Wait, end: RoundEnd) -> None:
@@ -177,11 +176,14 @@ class _Line:
         self._fal_conn_id = fal_conn_id
         self._loop = asyncio.get_running_loop()
         self.owners: set[Waits] = set()
-        self._due: deque[_Wait] = deque()
+        # Each is an ordered set; those whose time is over come first, and wait for no pause.
+        self._overdue: dict[_Wait, None] = {}
+        self._due: dict[_Wait, None] = {}
         self._looks = 0
         self._streams = 0
-        #: Closed until a turn of the loop, or a pause, is over.
-        self._gate: asyncio.Handle | None = None
+        #: Until these are over, no look begins.
+        self._turn: asyncio.Handle | None = None
+        self._pause: asyncio.TimerHandle | None = None
         self._begun = 0
         self._pace = Pace()
         self._hook = FalHook(fal_conn_id)
@@ -204,8 +206,8 @@ class _Line:
         if wait.look is not None:
             wait.look.cancel()
             return wait.look
-        if wait in self._due:
-            self._due.remove(wait)
+        self._due.pop(wait, None)
+        self._overdue.pop(wait, None)
         return None
 
     async def leave(self, owner: Waits) -> None:
@@ -215,8 +217,9 @@ class _Line:
         if self.owners or lines.get(self._fal_conn_id) is not self:
             return
         del lines[self._fal_conn_id]
-        if self._gate is not None:
-            self._gate.cancel()
+        for handle in (self._turn, self._pause):
+            if handle is not None:
+                handle.cancel()
         await self._lent.aclose()
 
     def _look_after(self, wait: _Wait, seconds: float) -> None:
@@ -224,33 +227,51 @@ class _Line:
 
     def _is_due(self, wait: _Wait) -> None:
         wait.timer = None
-        self._due.append(wait)
+        deadline = next_deadline(wait.watch)
+        left = math.inf if deadline is None else deadline - time.time()
+        if left <= 0:
+            self._is_over(wait)
+            return
+        self._due[wait] = None
         self._serve()
         # A pause, however long, does not hold up the end of its time.
-        deadline = next_deadline(wait.watch)
-        if deadline is not None and wait.look is None:
-            wait.timer = self._loop.call_later(max(deadline - time.time(), 0.0), self._is_over, wait)
+        if left < math.inf and wait.look is None:
+            wait.timer = self._loop.call_later(left, self._is_over, wait)
 
     def _is_over(self, wait: _Wait) -> None:
         wait.timer = None
-        self._due.remove(wait)
-        self._begin(wait, self._loop.time())
+        self._due.pop(wait, None)
+        self._overdue[wait] = None
+        self._serve()
 
     def _serve(self) -> None:
         """Begin the looks that are due, as many as may be under way, and no faster than the pace allows."""
-        while self._due and self._looks < MAX_LOOKS_AT_ONCE and self._gate is None:
+        if self._pause is not None and self._overdue:
+            self._pause.cancel()
+            self._pause = None
+        while self._looks < MAX_LOOKS_AT_ONCE and self._turn is None and self._pause is None:
+            first = self._overdue or self._due
+            if not first:
+                return
             now = self._loop.time()
-            start = self._pace.may_start_at(now)
+            start = self._pace.may_start_at(now, urgent=first is self._overdue)
             if start > now:
-                self._gate = self._loop.call_at(start, self._open_gate)
+                self._pause = self._loop.call_at(start, self._pause_is_over)
             elif self._begun == LOOKS_A_TURN:
-                self._gate = self._loop.call_soon(self._open_gate)
+                self._turn = self._loop.call_soon(self._turn_is_over)
             else:
                 self._begun += 1
-                self._begin(self._due.popleft(), now)
+                wait = next(iter(first))
+                del first[wait]
+                self._begin(wait, now)
 
-    def _open_gate(self) -> None:
-        self._gate = None
+    def _turn_is_over(self) -> None:
+        self._turn = None
+        self._begun = 0
+        self._serve()
+
+    def _pause_is_over(self) -> None:
+        self._pause = None
         self._begun = 0
         self._serve()
 
@@ -295,7 +316,7 @@ class _Line:
             return await self._round(wait)
         except FalError as error:
             return error.failure.while_waiting(wait.watch.handle.request_id)
-        except Exception as error:  # noqa: BLE001  # one wait's fault is not to end the others of its trigger
+        except Exception as error:  # noqa: BLE001 - one wait's fault is not to end the others of its trigger
             _complain("A wait was broken off.", error)
             return _broken_off(error)
 

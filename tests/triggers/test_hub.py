@@ -7,12 +7,14 @@ import contextvars
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from airflow_provider_uniapi_fal.hooks.fal import FalHook, watching_round
+from airflow_provider_uniapi_fal.protocol import pacing
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, WaitMore, Watch
@@ -161,38 +163,111 @@ def test_no_more_looks_are_under_way_than_the_bound_and_none_is_starved(
 def test_a_crowd_that_is_due_at_once_begins_few_looks_in_a_turn_of_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    begun: list[int] = []
-    turn = 0
-
-    def counted(watch: Watch) -> Any:
-        begun.append(turn)
-        return real(watch)
-
-    real = watching_round
-    monkeypatch.setattr(hub, "watching_round", counted)
-
     async def run() -> dict[str, RoundEnd]:
-        async def turns() -> None:
-            nonlocal turn
-            while True:
-                turn += 1
-                await asyncio.sleep(0)
-
-        counting = asyncio.ensure_future(turns())
-        async with waits(say=silent) as waiting:
+        async with waits(say=silent) as waiting, turns_of_looks(monkeypatch) as begun:
             # The first one opens the session, for which all others would wait.
             waiting.add(named("first"))
             await waiting.next_end()
             for number in range(60):
                 waiting.add(named(number))
             ends = await ends_of(waiting)
-        counting.cancel()
+        assert max(Counter(begun).values()) <= hub.LOOKS_A_TURN
         return ends
 
     with ScriptedServer(lambda call: call.json(DONE)) as server:
         set_connection(monkeypatch, server.url)
         assert len(asyncio.run(run())) == 60
-    assert max(Counter(begun).values()) <= hub.LOOKS_A_TURN
+
+
+@asynccontextmanager
+async def turns_of_looks(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[int]]:
+    """Give a list of the turns of the event loop in which looks began."""
+    begun: list[int] = []
+    turn = 0
+    real = watching_round
+
+    def counted(watch: Watch) -> Any:
+        begun.append(turn)
+        return real(watch)
+
+    async def turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(hub, "watching_round", counted)
+    counting = asyncio.ensure_future(turns())
+    yield begun
+    counting.cancel()
+
+
+@pytest.mark.parametrize("in_a_pause", [False, True])
+def test_a_deadline_that_many_have_in_common_lets_no_more_of_them_look_at_once(
+    monkeypatch: pytest.MonkeyPatch, in_a_pause: bool
+) -> None:
+    monkeypatch.setattr(hub, "MAX_LOOKS_AT_ONCE", 20)
+    monkeypatch.setattr(pacing, "FIRST_GAP", 0.001)
+    lock, now, most, over = threading.Lock(), 0, 0, False
+
+    def answer(call: Exchange) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.01)
+        with lock:
+            now -= 1
+        if in_a_pause and not over:
+            call.answer(b"", status=429, Retry_After="600")
+        else:
+            call.json(PENDING)
+
+    async def run() -> dict[str, RoundEnd]:
+        nonlocal over
+        async with waits(say=silent) as waiting:
+            deadline = time.time() + 3
+            for number in range(60):
+                waiting.add(named(number, poke_interval=600.0, deadline=deadline))
+            await until(lambda: bool(server.seen) if in_a_pause else len(server.seen) == 60)
+            over = True
+            async with turns_of_looks(monkeypatch) as begun:
+                ends = await ends_of(waiting)
+        assert max(Counter(begun).values()) <= hub.LOOKS_A_TURN
+        return ends
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        ends = asyncio.run(run())
+    assert {failure(end).kind for end in ends.values()} == {FailureKind.TIMEOUT}
+    assert len(ends) == 60
+    assert most <= 20
+
+
+def test_a_crowd_that_leaves_is_not_searched_for_each_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+
+    def same(one: object, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return one is other
+
+    with ScriptedServer(lambda call: call.answer(b"", status=429, Retry_After="600")) as server:
+        set_connection(monkeypatch, server.url)
+
+        async def run() -> None:
+            async with waits(say=silent) as waiting:
+                waiting.add(named("first"))
+                await until(lambda: bool(server.seen))
+                await until(lambda: len(asyncio.all_tasks()) == 1)
+                for number in range(100):
+                    waiting.add(named(number))
+                [line] = hub._lines[asyncio.get_running_loop()].values()
+                await until(lambda: len(line._due) >= 100)
+                monkeypatch.setattr(hub._Wait, "__eq__", same)
+
+        asyncio.run(run())
+    assert compared == 0
 
 
 def test_waits_of_different_triggers_share_the_pool_and_the_last_one_closes_it(

@@ -17,6 +17,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import copy_context
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from airflow_provider_uniapi_fal.exceptions import FalError
@@ -59,6 +60,9 @@ LOOKS_A_TURN = 8
 
 #: Streams that are followed at once on one connection, each over a connection of its own. The others are polled.
 MAX_STREAMS = 400
+
+#: Connections of whose gateways this process remembers what it has learned.
+MAX_REMEMBERED = 200
 
 #: Until Python 3.12, asyncio.wait_for() loses a cancellation that comes together with what it waits for.
 CANCEL_AGAIN_SECONDS = 0.5
@@ -185,14 +189,13 @@ class _Line:
         self._turn: asyncio.Handle | None = None
         self._pause: asyncio.TimerHandle | None = None
         self._begun = 0
-        self._pace = Pace()
         self._hook = FalHook(fal_conn_id)
         self._reading = asyncio.Lock()
         self._read_at = -math.inf
         self._refused_at = -math.inf
         self._open: tuple[GatewayAccount, NonblockingTransport] | None = None
         self._lent = AsyncExitStack()
-        self._gateway = _gateways.setdefault(fal_conn_id, Gateway())
+        self._known = _known_of(fal_conn_id)
 
     def admit(self, wait: _Wait) -> None:
         """Take in a wait that comes."""
@@ -246,24 +249,27 @@ class _Line:
 
     def _serve(self) -> None:
         """Begin the looks that are due, as many as may be under way, and no faster than the pace allows."""
-        if self._pause is not None and self._overdue:
-            self._pause.cancel()
-            self._pause = None
-        while self._looks < MAX_LOOKS_AT_ONCE and self._turn is None and self._pause is None:
+        while self._looks < MAX_LOOKS_AT_ONCE and self._turn is None and (self._overdue or self._due):
             first = self._overdue or self._due
-            if not first:
-                return
             now = self._loop.time()
-            start = self._pace.may_start_at(now, urgent=first is self._overdue)
+            start = self._known.pace.may_start_at(now, urgent=first is self._overdue)
             if start > now:
-                self._pause = self._loop.call_at(start, self._pause_is_over)
-            elif self._begun == LOOKS_A_TURN:
+                self._pause_until(start)
+                return
+            if self._begun == LOOKS_A_TURN:
                 self._turn = self._loop.call_soon(self._turn_is_over)
-            else:
-                self._begun += 1
-                wait = next(iter(first))
-                del first[wait]
-                self._begin(wait, now)
+                return
+            self._begun += 1
+            wait = next(iter(first))
+            del first[wait]
+            self._begin(wait, now)
+
+    def _pause_until(self, start: float) -> None:
+        """Serve at that time at the latest; an earlier time may have been set already."""
+        if self._pause is None or start < self._pause.when():
+            if self._pause is not None:
+                self._pause.cancel()
+            self._pause = self._loop.call_at(start, self._pause_is_over)
 
     def _turn_is_over(self) -> None:
         self._turn = None
@@ -277,14 +283,14 @@ class _Line:
 
     def _begin(self, wait: _Wait, now: float) -> None:
         wait.stop_timer()
-        self._pace.started(now)
+        self._known.pace.started(now)
         wait.follows = self._trust(wait)
         if wait.follows is Trust.NONE:
             self._looks += 1
         else:
             self._streams += 1
         if wait.follows is Trust.TRIAL:
-            self._gateway.tries()
+            self._known.streams.tries()
         look = wait.look = wait.owner.context.run(asyncio.ensure_future, self._look(wait))
         # Not at the end of the coroutine: one that is cancelled at once never begins.
         look.add_done_callback(lambda _: self._has_looked(wait, look))
@@ -296,7 +302,7 @@ class _Line:
         else:
             self._streams -= 1
         if wait.follows is Trust.TRIAL:
-            self._gateway.trial_ended()
+            self._known.streams.trial_ended()
         if not look.cancelled() and not wait.dropped:
             end = look.result()
             if isinstance(end, WaitMore):
@@ -337,7 +343,7 @@ class _Line:
         """Tell whether a wait is to follow its job's stream now."""
         if self._streams >= MAX_STREAMS or stream_request(wait.watch) is None:
             return Trust.NONE
-        return self._gateway.trust(wait.watch.by, self._loop.time())
+        return self._known.streams.trust(wait.watch.by, self._loop.time())
 
     async def _follow(self, wait: _Wait) -> RoundEnd | None:
         """Follow a job's stream to its end; None if it ended too early, and the job is to be looked at."""
@@ -359,7 +365,7 @@ class _Line:
             elif refusal.silent or (
                 reply is not None and reply.status < 500 and reply.status not in (401, 402, 403)
             ):
-                self._gateway.failed(self._loop.time())
+                self._known.streams.failed(self._loop.time())
                 watch.news.append(f"There is no status stream ({refusal}); polling.")
             return None
 
@@ -377,17 +383,17 @@ class _Line:
             chunk = await stream.read(min(heard + SILENCE_SECONDS, check, over) - now)
             now = self._loop.time()
             if chunk == b"":
-                self._gateway.cut(now)
+                self._known.streams.cut(now)
                 return None
             if chunk is None:
                 if now - heard >= SILENCE_SECONDS:
-                    self._gateway.failed(now)
+                    self._known.streams.failed(now)
                     watch.news.append("The status stream is silent; polling.")
                     return None
                 end = await self._round(wait)
                 if not isinstance(end, WaitMore):
                     if now < over:
-                        self._gateway.failed(now)  # a poll knew before the stream did
+                        self._known.streams.failed(now)  # a poll knew before the stream did
                     return end
                 check = self._loop.time() + (CHECK_SECONDS if wait.follows is Trust.FULL else end.seconds)
                 continue
@@ -396,7 +402,7 @@ class _Line:
                 end = await transport.run(watching_round(watch, data), self._heard)
                 wait.owner.tell(watch)
                 if watch.completed_at is not None:
-                    self._gateway.told()
+                    self._known.streams.told()
                     return end
                 if not isinstance(end, WaitMore):
                     return end
@@ -404,7 +410,7 @@ class _Line:
                     check = self._loop.time() + CHECK_SECONDS
 
     def _note_refusal(self, reply: HttpReply, started_at: float) -> None:
-        self._pace.refused(
+        self._known.pace.refused(
             self._loop.time(),
             started_at=started_at,
             retry_after=retrying.retry_after(reply, time.time()),
@@ -417,7 +423,7 @@ class _Line:
             if sent.status == 429:
                 self._note_refusal(sent, started_at)
             else:
-                self._pace.answered()
+                self._known.pace.answered(self._loop.time(), started_at=started_at)
 
     async def _access(self, *, arriving: bool = False) -> tuple[GatewayAccount, NonblockingTransport]:
         """Return the account and its transport; read the connection first if an arriving wait finds it old."""
@@ -442,10 +448,12 @@ class _Line:
     async def _read(self) -> tuple[GatewayAccount, NonblockingTransport]:
         account = await self._hook.aaccount(again=True)
         self._read_at = self._loop.time()
-        if self._open is None or account != self._open[0]:
-            if self._open is not None:
+        if account != self._known.account:
+            if self._known.account is not None:
                 # It may be another gateway.
-                self._gateway = _gateways[self._fal_conn_id] = Gateway()
+                self._known = _remember(self._fal_conn_id)
+            self._known.account = account
+        if self._open is None or account != self._open[0]:
             before, self._lent = self._lent, AsyncExitStack()
             transport = await self._lent.enter_async_context(self._hook.pool(MAX_BODY_BYTES))
             self._open = (account, transport)
@@ -457,8 +465,33 @@ class _Line:
 _lines: weakref.WeakKeyDictionary[asyncio.AbstractEventLoop, dict[str, _Line]] = weakref.WeakKeyDictionary()
 
 
-#: What this process knows of the streams behind each connection. A monotonic clock serves all event loops.
-_gateways: dict[str, Gateway] = {}
+@dataclass
+class _Known:
+    """
+    What this process has learned of the gateway behind one connection; a monotonic clock serves all event loops.
+
+    It outlives the line: the waits that come next would only learn it again, at the gateway's cost.
+    """
+
+    account: GatewayAccount | None = None
+    streams: Gateway = field(default_factory=Gateway)
+    pace: Pace = field(default_factory=Pace)
+
+
+_gateways: dict[str, _Known] = {}
+
+
+def _known_of(fal_conn_id: str) -> _Known:
+    return _gateways.get(fal_conn_id) or _remember(fal_conn_id)
+
+
+def _remember(fal_conn_id: str) -> _Known:
+    """Begin to learn anew of the gateway behind a connection; of the oldest ones all is forgotten."""
+    _gateways.pop(fal_conn_id, None)
+    while len(_gateways) >= MAX_REMEMBERED:
+        del _gateways[next(iter(_gateways))]
+    known = _gateways[fal_conn_id] = _Known()
+    return known
 
 
 def _line_of(fal_conn_id: str) -> _Line:

@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from airflow_provider_uniapi_fal.hooks.fal import FalHook, watching_round
-from airflow_provider_uniapi_fal.protocol import pacing
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, WaitMore, Watch
@@ -207,7 +206,6 @@ def test_a_deadline_that_many_have_in_common_lets_no_more_of_them_look_at_once(
     monkeypatch: pytest.MonkeyPatch, in_a_pause: bool
 ) -> None:
     monkeypatch.setattr(hub, "MAX_LOOKS_AT_ONCE", 20)
-    monkeypatch.setattr(pacing, "FIRST_GAP", 0.001)
     lock, now, most, over = threading.Lock(), 0, 0, False
 
     def answer(call: Exchange) -> None:
@@ -526,6 +524,54 @@ def test_a_pause_does_not_hold_up_the_end_of_a_waits_time(monkeypatch: pytest.Mo
     assert {failure(end).kind for end in ends.values()} == {FailureKind.TIMEOUT}
     assert time.time() - began < 5
     assert len(server.seen) <= 6
+
+
+def test_a_pause_is_kept_by_those_who_come_after_all_have_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedServer(lambda call: call.answer(b"", status=429, Retry_After="600")) as server:
+        set_connection(monkeypatch, server.url)
+
+        async def run(name: str) -> None:
+            async with waits(say=silent) as waiting:
+                waiting.add(named(name, deadline=time.time() + 1))
+                await waiting.next_end()
+
+        asyncio.run(run("a"))
+        met = len(server.seen)
+        asyncio.run(run("b"))
+        # It looks at the end of its time only.
+        assert [call.path.split("/")[4] for call in server.seen[met:]] == ["req-b"]
+
+
+def test_what_is_remembered_of_gateways_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_gateways", {})
+    monkeypatch.setattr(hub, "MAX_REMEMBERED", 3)
+    known = [hub._known_of(name) for name in ("a", "b", "c", "d")]
+    assert list(hub._gateways) == ["b", "c", "d"]
+    assert [hub._known_of(name) for name in ("b", "c", "d")] == known[1:]
+
+
+def test_another_account_behind_the_connection_owes_no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(call: Exchange) -> None:
+        if call.headers["Authorization"] == "Key sk-old-key":
+            call.answer(b"", status=429, Retry_After="600")
+        else:
+            call.json(DONE)
+
+    async def refused() -> None:
+        async with waits(say=silent) as waiting:
+            waiting.add(named("a"))
+            await until(lambda: bool(hub._gateways["fal_default"].pace._in_a_row))
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url, key="sk-old-key")
+        asyncio.run(refused())
+        change_key("sk-new-key")
+        # Whoever comes next does not know it yet; who reads the connection first, learns it for all.
+        deadline = time.time() + 1
+        ends = waited(
+            *(named(name, deadline=deadline if name == "first" else None) for name in ("first", "b"))
+        )
+    assert all(isinstance(end, JobResult) for end in ends.values())
 
 
 # --- the connection -----------------------------------------------------------------------------------------

@@ -385,6 +385,7 @@ def test_a_look_that_a_cancellation_is_lost_on_is_left_behind_by_nobody(
                 await asyncio.sleep(60)
         return WaitMore(0.0)
 
+    set_connection(monkeypatch, "http://127.0.0.1:9")
     monkeypatch.setattr(hub._Line, "_look", deaf)
     monkeypatch.setattr(hub, "CANCEL_AGAIN_SECONDS", 0.05)
 

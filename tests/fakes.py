@@ -67,9 +67,9 @@ class ForgetfulStore(StateStore):
 class TaskInstance:
     """The part of a running task instance that the provider uses."""
 
-    def __init__(self, max_tries: int) -> None:
+    def __init__(self, max_tries: int, try_number: int = 1) -> None:
         self.max_tries = max_tries
-        self.try_number = 1
+        self.try_number = try_number
         self.dag_id, self.run_id, self.task_id, self.map_index = "night", "a run", "submit", -1
         self.xcoms: dict[str, Any] = {}
         #: Where the task's buttons lead, by the XCom that Airflow keeps each in.
@@ -92,7 +92,7 @@ class Task:
         self.ti = TaskInstance(max_tries=retries)
 
     def next_try(self, *, cleared: bool = False) -> Task:
-        self.ti = TaskInstance(self.ti.max_tries + (3 if cleared else 0))
+        self.ti = TaskInstance(self.ti.max_tries + (3 if cleared else 0), self.ti.try_number + 1)
         return self
 
     @property

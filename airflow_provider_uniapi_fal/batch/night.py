@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +20,7 @@ from airflow_provider_uniapi_fal.batch.accounting import (
 from airflow_provider_uniapi_fal.batch.planning import Plan, plan
 from airflow_provider_uniapi_fal.batch.requests import MAX_NAMED, Row, checked_rows, read_rows
 from airflow_provider_uniapi_fal.batch.session import Session, SessionSettings
-from airflow_provider_uniapi_fal.exceptions import error_of
+from airflow_provider_uniapi_fal.exceptions import FalError, FalResultExpired, error_of
 from airflow_provider_uniapi_fal.landing.manifest import (
     Manifest,
     ManifestRow,
@@ -29,6 +30,8 @@ from airflow_provider_uniapi_fal.landing.manifest import (
 )
 from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE, Names
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner, journal_folder
+from airflow_provider_uniapi_fal.ledger.record import GONE
+from airflow_provider_uniapi_fal.ledger.rows import is_to_be_looked_for
 from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.errors import Failure, bad_input
 from airflow_provider_uniapi_fal.triggers.batch import WatchSettings, still_running, waiting_to_land
@@ -39,10 +42,14 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
     from airflow_provider_uniapi_fal.hooks.fal import FalHook
+    from airflow_provider_uniapi_fal.ledger.record import Seen
     from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, RowState, Try
     from airflow_provider_uniapi_fal.protocol.job import JobResult
 
 MANIFEST_NAME = "manifest.jsonl"
+
+#: Jobs that were not found and are asked for at once, before a clear posts their rows again.
+LOOKS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +104,7 @@ class Night:
     earlier: dict[str, ManifestRow] = field(default_factory=dict)
     session: Session | None = None
     stopped: Failure | None = None
+    _seen: dict[str, Seen] = field(default_factory=dict)
 
     @property
     def to_make(self) -> dict[str, Row]:
@@ -251,7 +259,8 @@ class Night:
         )
 
     def _planned(self, states: Mapping[str, RowState]) -> Plan:
-        made = plan(list(self.to_make.values()), states, self.this_try, self.policy)
+        self._look_for(states)
+        made = plan(list(self.to_make.values()), states, self.this_try, self.policy, self._seen)
         if made.problems:
             listed = "; ".join(made.problems[:MAX_NAMED])
             raise error_of(
@@ -261,6 +270,29 @@ class Night:
                 )
             )
         return made
+
+    def _look_for(self, states: Mapping[str, RowState]) -> None:
+        """Ask once for each job that a clear would pay for again although it may run."""
+        lost = [
+            state
+            for key, state in states.items()
+            if key not in self._seen and is_to_be_looked_for(state, self.this_try)
+        ]
+        if not lost:
+            return
+        _ = self.hook.account  # read once, not in each thread
+        with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
+            self._seen.update(pool.map(self._look, lost))
+
+    def _look(self, state: RowState) -> tuple[str, Seen]:
+        key = state.entry.key
+        try:
+            return key, None if state.handle is None else self.hook.status(state.handle).state
+        except FalResultExpired:
+            return key, GONE
+        except FalError as error:
+            self.say(f"Where the job of row {key!r} stands is not known: {error}")
+            return key, None
 
     async def _work(self, journal: Journal, made: Plan, linger: float | None) -> int:
         self.session = Session(

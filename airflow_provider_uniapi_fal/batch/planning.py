@@ -10,6 +10,7 @@ from airflow_provider_uniapi_fal.ledger.rows import Act, RowPolicy, RowState, St
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.batch.requests import Row
+    from airflow_provider_uniapi_fal.ledger.record import Seen
 
 #: Steps in which something of a row is still owed: a job that may run, or a result that is paid for.
 _OWED = {Step.INTENT, Step.SUBMITTED, Step.OUT_OF_SIGHT, Step.SUCCEEDED, Step.UNLANDED}
@@ -36,12 +37,24 @@ class Plan:
     warnings: list[str] = field(default_factory=list)
 
 
-def plan(rows: Sequence[Row], states: Mapping[str, RowState], this_try: Try, policy: RowPolicy) -> Plan:
-    """Decide about each row of a batch."""
+def plan(
+    rows: Sequence[Row],
+    states: Mapping[str, RowState],
+    this_try: Try,
+    policy: RowPolicy,
+    seen: Mapping[str, Seen],
+) -> Plan:
+    """
+    Decide about each row of a batch.
+
+    :param seen: what the gateway says of the jobs that are to be looked for, by the rows' keys
+    """
     made = Plan()
     for row in rows:
         state = states.get(row.key)
-        decision = decide_row(state, asked=row.fingerprint, this_try=this_try, policy=policy)
+        decision = decide_row(
+            state, asked=row.fingerprint, this_try=this_try, policy=policy, seen=seen.get(row.key)
+        )
         if decision.act is Act.REFUSE:
             made.problems.append(f"row {row.key!r}: {decision.why}")
             continue

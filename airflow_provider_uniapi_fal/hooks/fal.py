@@ -29,7 +29,7 @@ from airflow_provider_uniapi_fal.protocol.dialects.base import (
     SubmitReading,
     Submitted,
 )
-from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input
+from airflow_provider_uniapi_fal.protocol.errors import Failure, bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobResult
 from airflow_provider_uniapi_fal.protocol.messages import HttpReply
 from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount, read_account
@@ -301,7 +301,7 @@ class FalHook(BaseHook):
         If the key is refused, the connection is read again once, because its key may have been changed.
         """
         end = BlockingTransport(self.account).run(watching_round(watch))
-        if not isinstance(end, Failure) or end.kind is not FailureKind.AUTH:
+        if not watching.key_was_refused(end):
             return end
         refused, self._account = self.account, None
         try:

@@ -6,18 +6,45 @@ from typing import Any
 
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
-#: States in which the job of a task belongs to somebody: to a worker, to a triggerer or to the retry that comes.
-_OWNED = {"running", "deferred", "up_for_retry"}
+#: States into which only a user brings a task whose process or trigger is still there, or that leave its job to nobody.
+#: A clear of a running task leaves ``restarting`` until its process has ended.
+_KILLED = {"failed", "success", "skipped", "removed", "restarting"}
+
+#: A clear of a task that is not running leaves none, and no state for as long as the scheduler has not seen it.
+_CLEARED = {"none"}
+
+#: Then come these; but so they do after the event of a trigger, and before a retry.
+_TO_BE_STARTED = {"scheduled", "queued"}
 
 
 def killed_by_user(states: set[str]) -> bool:
     """
-    Whether a task whose process or trigger is being ended was cleared or marked by a user.
+    Whether a task whose process is being ended was cleared or marked by a user.
 
-    Evictions, time-outs, lost heartbeats and triggers that moved to another triggerer leave the task in a state
-    in which somebody goes on with the job. No answer says nothing.
+    Evictions, time-outs and lost heartbeats leave the task in a state in which somebody goes on with the job, or is
+    about to: a worker that was frozen may wake while the retry is scheduled that takes up the job. No answer says
+    nothing.
     """
-    return bool(states) and not states & _OWNED
+    return bool(states) and states <= _KILLED
+
+
+def trigger_killed_by_user(states: set[str]) -> bool:
+    """
+    Whether a task whose trigger is being ended was cleared or marked by a user.
+
+    A trigger that moved to another triggerer leaves the task deferred, or resumed, but never without a state.
+    """
+    return bool(states) and states <= _KILLED | _CLEARED
+
+
+def cleared_or_resumed(states: set[str]) -> bool:
+    """
+    Whether a task whose trigger is being ended is about to be started.
+
+    After a clear it is, and also if the trigger moved to another triggerer and has fired there. Airflow does not tell
+    a trigger the number of the try, by which the two differ.
+    """
+    return bool(states) and states <= _TO_BE_STARTED
 
 
 def states_of(ti: Any) -> set[str]:

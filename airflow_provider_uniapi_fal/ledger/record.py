@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Final, Literal, TypeAlias
 
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobHandle, JobState
@@ -20,6 +21,12 @@ from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobHandle, 
 ON_UNKNOWN_SUBMIT = ("fail", "resubmit")
 ON_CHANGED_ARGUMENTS = ("reattach", "fail", "resubmit")
 ON_CLEAR = ("regenerate", "reuse")
+
+#: The gateway was asked for a job, and its answer was that it does not know it, or has its result no more.
+GONE: Final = "gone"
+
+#: What was seen of a recorded job at the gateway; None if it was not asked, or gave no answer.
+Seen: TypeAlias = "JobState | Literal['gone'] | None"
 
 
 class Phase(str, Enum):
@@ -29,6 +36,19 @@ class Phase(str, Enum):
     SUBMITTED = "submitted"
     ENDED = "ended"
     DELIVERED = "delivered"
+
+
+@dataclass(frozen=True)
+class Clear:
+    """
+    A clear that met its task's job alive; whoever waited for the job before may be cancelling it.
+
+    :param try_number: Airflow's number of the try that met it
+    :param met_at: seconds since the epoch
+    """
+
+    try_number: int
+    met_at: float
 
 
 @dataclass(frozen=True)
@@ -42,7 +62,7 @@ class JobRecord:
     :param written_at: seconds since the epoch
     :param handle: the job, from ``SUBMITTED`` on; an ``ENDED`` one has none if the submit itself failed
     :param failure: how it went wrong, when ``ENDED``
-    :param cleared_alive: a clear has met it alive; whoever waited for it before may be cancelling it
+    :param clear: the clear that met it alive, and on an ``ENDED`` one that has cancelled it
     """
 
     phase: Phase
@@ -51,7 +71,7 @@ class JobRecord:
     written_at: float
     handle: JobHandle | None = None
     failure: Failure | None = None
-    cleared_alive: bool = False
+    clear: Clear | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return it as JSON values."""
@@ -63,7 +83,7 @@ class JobRecord:
             "written_at": self.written_at,
             "handle": self.handle.to_json() if self.handle else None,
             "failure": self.failure.to_json() if self.failure else None,
-            "cleared_alive": self.cleared_alive,
+            "clear": asdict(self.clear) if self.clear else None,
         }
 
     @classmethod
@@ -79,6 +99,8 @@ class JobRecord:
             phase = Phase(data["phase"])
             handle = None if data["handle"] is None else JobHandle.from_json(data["handle"])
             failure = None if data["failure"] is None else Failure.from_json(data["failure"])
+            # Records of an earlier version have none: what was cleared then is taken for a retry, which pays nothing.
+            clear = data.get("clear")
             record = cls(
                 phase=phase,
                 fingerprint=str(data["fingerprint"]),
@@ -86,7 +108,7 @@ class JobRecord:
                 written_at=float(data["written_at"]),
                 handle=handle,
                 failure=failure,
-                cleared_alive=data.get("cleared_alive") is True,
+                clear=None if clear is None else Clear(int(clear["try_number"]), float(clear["met_at"])),
             )
         except (KeyError, TypeError, OverflowError) as error:
             raise ValueError(f"the record lacks or garbles {error}") from error
@@ -118,15 +140,20 @@ def ends_the_job(failure: Failure) -> bool:
     return failure.request_id is not None and failure.kind in _ENDINGS
 
 
-def cancelled_by_a_clear(record: JobRecord) -> bool:
+def cancelled_by_a_clear(record: JobRecord, try_number: int, *, within: float = math.inf) -> bool:
     """
-    Whether a job ended by the cancellation that the user's own clear had caused.
+    Whether a job ended by the cancellation that the user's own clear had caused, in the very try that met the clear.
 
     A clear lets whoever waits for the job cancel it, while the next try may begin and find the job alive. Which of
-    the two comes first is luck; in both cases the user has asked for another job.
+    the two comes first is luck; in both cases the user has asked for another job. A cancellation that comes later, or
+    in a later try, is somebody else's.
+
+    :param within: seconds after the clear by which its cancellation must have been seen
     """
     return (
-        record.cleared_alive
+        record.clear is not None
+        and record.clear.try_number == try_number
+        and record.written_at - record.clear.met_at <= within
         and record.failure is not None
         and record.failure.kind is FailureKind.JOB_CANCELLED
     )
@@ -180,11 +207,28 @@ def was_cleared(record: JobRecord, max_tries: int) -> bool:
     return record.max_tries != max_tries
 
 
-def _may_be_live(record: JobRecord, cleared: bool) -> bool:
-    """Whether a job whose wait failed may still run; one that its gateway does not know counts until a clear."""
-    if record.handle is None or record.failure is None or not record.failure.may_run:
+def found_gone(record: JobRecord | None) -> bool:
+    """Whether the last wait for a recorded job ended because the gateway did not know it, or had no result of it."""
+    return (
+        record is not None
+        and record.handle is not None
+        and record.failure is not None
+        and record.failure.kind is FailureKind.RESULT_EXPIRED
+    )
+
+
+def _is_over(record: JobRecord, cleared: bool) -> bool:
+    """
+    Whether a job whose wait failed needs no other look.
+
+    One that was not found may be found again, for a gateway can lose a path for a while; so a clear looks again
+    before it pays.
+    """
+    if record.failure is None:
         return False
-    return not (cleared and record.failure.kind is FailureKind.RESULT_EXPIRED)
+    if record.handle is None:
+        return True
+    return not (record.failure.may_run or (cleared and found_gone(record)))
 
 
 def decide(
@@ -192,7 +236,8 @@ def decide(
     *,
     asked: str,
     cleared: bool,
-    state: JobState | None,
+    state: Seen,
+    try_number: int = 0,
     on_unknown_submit: str = "fail",
     on_changed_arguments: str = "reattach",
     on_clear: str = "regenerate",
@@ -205,15 +250,16 @@ def decide(
     :param record: what the ledger has, or None
     :param asked: fingerprint of what this try asks for
     :param cleared: a user cleared the task since the record was written
-    :param state: what the gateway says of the recorded job; None if it was not asked or gave no answer, which
-        counts as live
+    :param state: what the gateway says of the recorded job. No answer counts as live; that it does not know the job
+        is an answer
+    :param try_number: Airflow's number of this try
     """
     if record is None:
         return Decision(Do.SUBMIT, "There is no record of a submit.")
-    if record.failure is not None and not _may_be_live(record, cleared):
+    if record.failure is not None and _is_over(record, cleared):
         if cleared:
             return Decision(Do.SUBMIT, "Cleared; the last job ended without a result.")
-        if cancelled_by_a_clear(record):
+        if cancelled_by_a_clear(record, try_number):
             return Decision(Do.SUBMIT, "Cleared, and the last job was cancelled by that.")
         if record.failure.transient:
             return Decision(Do.SUBMIT, "The last job ended unbilled, for a reason that may have passed.")
@@ -226,8 +272,9 @@ def decide(
             Do.FAIL_UNKNOWN, "a previous try was about to submit and left no trace of what came of it"
         )
     request_id = record.handle.request_id
-    ended = state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
-    if cleared and ended:
+    if cleared and state == GONE and not (record.phase is Phase.DELIVERED and on_clear == "reuse"):
+        return Decision(Do.SUBMIT, f"Cleared; the gateway does not have request {request_id}.")
+    if cleared and state in (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED):
         if state is not JobState.SUCCEEDED:
             return Decision(Do.SUBMIT, f"Cleared; request {request_id} ended without a result.")
         if record.phase is Phase.DELIVERED and on_clear == "regenerate":

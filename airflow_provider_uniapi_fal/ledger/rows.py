@@ -14,7 +14,17 @@ from enum import Enum
 from functools import lru_cache
 from typing import Any, TypeAlias
 
-from airflow_provider_uniapi_fal.ledger.record import Decision, Do, JobRecord, Phase, decide, was_cleared
+from airflow_provider_uniapi_fal.ledger.record import (
+    GONE,
+    Decision,
+    Do,
+    JobRecord,
+    Phase,
+    Seen,
+    decide,
+    found_gone,
+    was_cleared,
+)
 from airflow_provider_uniapi_fal.protocol.errors import Failure
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult, JobState
 
@@ -357,14 +367,27 @@ DEFAULT_POLICY = RowPolicy()
 _RESTS = {Step.OUT_OF_SIGHT, Step.UNLANDED, Step.ENDED}
 
 
+def is_to_be_looked_for(state: RowState, this_try: Try) -> bool:
+    """Whether a clear would post a row again whose job was not found, and may run all the same: ask for it first."""
+    record = record_of(state)
+    lost = state.step is Step.OUT_OF_SIGHT and found_gone(record)
+    return lost and was_cleared(record, this_try.max_tries)
+
+
 def decide_row(
-    state: RowState | None, *, asked: str, this_try: Try, policy: RowPolicy = DEFAULT_POLICY
+    state: RowState | None,
+    *,
+    asked: str,
+    this_try: Try,
+    policy: RowPolicy = DEFAULT_POLICY,
+    seen: Seen = None,
 ) -> RowDecision:
     """
     Decide what this try does about a row: the table of :func:`~.record.decide`, for a row of a batch.
 
     :param state: what the journal has, or None
     :param asked: fingerprint of what the row asks for
+    :param seen: what the gateway says of a job that is to be looked for
     """
     if state is None:
         return RowDecision(Act.POST, "It was never submitted.")
@@ -378,12 +401,19 @@ def decide_row(
         record_of(state),
         asked=asked,
         cleared=was_cleared(record_of(state), this_try.max_tries),
-        state=JobState.SUCCEEDED if state.step in (Step.SUCCEEDED, Step.UNLANDED, Step.DELIVERED) else None,
+        state=seen if is_to_be_looked_for(state, this_try) else _known(state),
         on_unknown_submit=policy.on_unknown_submit,
         on_changed_arguments=policy.on_changed_arguments,
         on_clear="regenerate" if policy.on_clear == "all" else "reuse",
     )
     return _acted(state, decision, changed)
+
+
+def _known(state: RowState) -> Seen:
+    """Return what the journal itself tells of how a row's job stands at the gateway."""
+    if state.step in (Step.SUCCEEDED, Step.UNLANDED, Step.DELIVERED):
+        return JobState.SUCCEEDED
+    return GONE if found_gone(record_of(state)) else None
 
 
 def _acted(state: RowState, decision: Decision, changed: bool) -> RowDecision:

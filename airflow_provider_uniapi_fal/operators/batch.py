@@ -5,10 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator, ObjectStoragePath, conf
+from airflow.sdk import ObjectStoragePath, conf
 
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.batch.night import MANIFEST_NAME, Night, NightSettings
@@ -37,10 +38,13 @@ from airflow_provider_uniapi_fal.triggers.batch import (
     cancel_all,
     still_running,
 )
+from airflow_provider_uniapi_fal.triggers.deferring import DeferringOperator
 from airflow_provider_uniapi_fal.triggers.fal import BACKSTOP_SECONDS, RACE_SECONDS
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
+
+    from airflow_provider_uniapi_fal.protocol.errors import Failure
 
 #: Seconds that a killed task may spend on finding out whether a user has killed it, and on cancelling its jobs.
 #: Airflow allows five.
@@ -57,7 +61,7 @@ LAND_AHEAD_SECONDS = 5.0
 _PLACE = "a path in storage is needed, such as s3://bucket/{{ ds }}"
 
 
-class FalBatchOperator(BaseOperator):
+class FalBatchOperator(DeferringOperator):
     """
     Submit many jobs from one task, wait for them, land their media and write a manifest.
 
@@ -260,6 +264,12 @@ class FalBatchOperator(BaseOperator):
         """Land what the trigger found ended, and wait on or come to the end."""
         with failure_in_xcom(context, metrics.batch_failed):
             return self._run(context, began_of(event))
+
+    def without_an_event(self, context: Context, failure: Failure) -> dict[str, Any]:
+        """Raise the error of a wait that has ended without an event; the next try goes on where it was."""
+        again = "takes up what runs, lands what is there and submits only what never was or ended unbilled."
+        with failure_in_xcom(context, metrics.batch_failed):
+            raise error_of(replace(failure, retry_does=again))
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
         """Tell OpenLineage what was read and which folder was written, if it is installed."""

@@ -24,10 +24,13 @@ from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
 from airflow_provider_uniapi_fal.links.fal import links_are_stored
 from airflow_provider_uniapi_fal.operators.submitting import SubmittingOperator, handle_in, in_phase
 from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
+from airflow_provider_uniapi_fal.protocol.cadence import LONGEST_REST
+from airflow_provider_uniapi_fal.protocol.errors import FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle
 from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
 from airflow_provider_uniapi_fal.protocol.watching import WaitMore, Watch
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom, summary
+from airflow_provider_uniapi_fal.triggers.deferring import DeferringOperator
 from airflow_provider_uniapi_fal.triggers.fal import (
     BACKSTOP_SECONDS,
     RACE_SECONDS,
@@ -41,11 +44,15 @@ if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.errors import Failure
     from airflow_provider_uniapi_fal.protocol.job import JobResult
 
+#: Seconds in which a clear has cancelled the job, if it does: a worker learns of the clear by its heartbeat, every five
+#: seconds, a triggerer in its next turn, and the gateway may be slow to answer. It is seen at the next look.
+CLEAR_SECONDS = 60.0
+
 #: Seconds that a killed task may spend on finding out whether a user has killed it. Airflow allows five.
 KILL_SECONDS = 3.0
 
 
-class GeneratingOperator(SubmittingOperator):
+class GeneratingOperator(DeferringOperator, SubmittingOperator):
     """
     Base of the operators that submit one job, wait for it and return its result: one task, one paid job.
 
@@ -177,12 +184,31 @@ class GeneratingOperator(SubmittingOperator):
                 return self._ended_badly(context, ledger, record, error)
             return self._deliver(context, ledger, record, result)
 
+    def without_an_event(self, context: Context, failure: Failure) -> dict[str, Any]:
+        """Raise the error of a wait that has ended without an event; the next try looks at the job again."""
+        ledger = TaskLedger(context["task_state_store"])
+        with failure_in_xcom(context):
+            record = ledger.read()
+            if record is not None and record.handle is not None:
+                failure = failure.about(record.handle.request_id)
+            return self._ended_badly(context, ledger, record, error_of(failure))
+
+    @property
+    def hands_its_job_on(self) -> bool:
+        """Whether the task succeeds while its job still runs."""
+        return not self.wait
+
+    @property
+    def cancels_what_is_cleared(self) -> bool:
+        """Whether the task cancels its job when it is cleared."""
+        return self.wait and self.cancel_on_kill
+
     def on_kill(self) -> None:
         """
         Cancel the job if a user cleared or marked the task, and only then.
 
-        Airflow calls this also on eviction, on a time-out and when it has lost touch with its server; the task
-        is still running or has just been deferred then, as far as Airflow knows, and the job is left alone. The
+        Airflow calls this also on eviction, on a time-out and when it has lost touch with its server; the task is
+        running, deferred or about to be tried again then, as far as Airflow knows, and the job is left alone. The
         question is asked from a thread, because the code that was interrupted may hold what it needs.
         """
         if not self.cancel_on_kill or self._running is None:
@@ -220,12 +246,13 @@ class GeneratingOperator(SubmittingOperator):
         if record is None or not ends_the_job(error.failure):
             raise error
         failure = _as_the_next_try_acts(error.failure)
-        ended = in_phase(record, Phase.ENDED, context["ti"].max_tries, failure)
-        # What is cancelled after a time-out of this try is not cancelled by the clear before it.
-        cleared_alive = ended.cleared_alive and failure.outcome != "timed_out"
-        ended = replace(ended, cleared_alive=cleared_alive)
+        ti = context["ti"]
+        ended = in_phase(record, Phase.ENDED, ti.max_tries, failure)
+        to_be_seen = CLEAR_SECONDS + (LONGEST_REST if self.poke_interval is None else self.poke_interval)
+        if not cancelled_by_a_clear(ended, ti.try_number, within=to_be_seen):
+            ended = replace(ended, clear=None)
         ledger.write(ended)
-        if cancelled_by_a_clear(ended):
+        if ended.clear is not None:
             self._say(str(failure))
             return self.execute(context)
         raise error_of(failure) from None
@@ -247,9 +274,12 @@ def _of_the_job(record: JobRecord | None, event: Any) -> JobRecord | None:
 
 def _as_the_next_try_acts(failure: Failure) -> Failure:
     """Return the failure of a wait in the words of a task that submits as well."""
-    if failure.may_run:
+    if failure.kind is FailureKind.RESULT_EXPIRED:
+        again = "is not made; a clear looks again, and submits if the gateway still does not have it."
+    elif failure.may_run:
         return failure
-    again = (
-        "submits again." if failure.transient else "fails at once, with this error; a clear submits again."
-    )
+    elif failure.transient:
+        again = "submits again."
+    else:
+        again = "fails at once, with this error; a clear submits again."
     return replace(failure, retry_does=again)

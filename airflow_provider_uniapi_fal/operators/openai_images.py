@@ -18,7 +18,7 @@ from airflow_provider_uniapi_fal.landing.files import LandedFile
 from airflow_provider_uniapi_fal.landing.media import Limits, land
 from airflow_provider_uniapi_fal.landing.names import Names
 from airflow_provider_uniapi_fal.landing.storage import is_plain_name, put_bytes
-from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
+from airflow_provider_uniapi_fal.ledger.record import GONE, JobRecord, Phase, found_gone
 from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
 from airflow_provider_uniapi_fal.links.fal import push_links
 from airflow_provider_uniapi_fal.operators.submitting import SubmittingOperator, given, handle_in, in_phase
@@ -31,6 +31,8 @@ from airflow_provider_uniapi_fal.reporting import failure_in_xcom
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
+
+    from airflow_provider_uniapi_fal.ledger.record import Seen
 
 #: Bytes of one picture: two GiB, more than any model makes today.
 MAX_BYTES = 2 * 1024**3
@@ -125,7 +127,7 @@ class OpenAIImagesOperator(SubmittingOperator):
             self.check(hook)
             base_url = hook.account.base_url
             self.log.info("Model %s at %s, connection %s.", self.model, base_url, self.fal_conn_id)
-            record = self.decided(hook, ledger, self._recovered(ledger), context["ti"].max_tries)
+            record = self.decided(hook, ledger, self._recovered(ledger), context["ti"])
             handle = handle_in(record)
             context["ti"].xcom_push(key="request_id", value=handle.request_id)
             push_links(self, context["ti"], request_id=handle.request_id)
@@ -181,9 +183,16 @@ class OpenAIImagesOperator(SubmittingOperator):
         self.log.info("Request %s has been answered: %s media files.", handle.request_id, len(result.media))
         return record
 
-    def state_of(self, hook: FalHook, record: JobRecord | None) -> JobState | None:
-        """Return that a job that was answered has succeeded: there is nobody to ask."""
-        return None if record is None or record.handle is None else JobState.SUCCEEDED
+    @property
+    def hands_its_job_on(self) -> bool:
+        """Whether the task succeeds while its job still runs: there is no job after the answer."""
+        return False
+
+    def state_of(self, hook: FalHook, record: JobRecord | None) -> Seen:
+        """Return that a job that was answered has succeeded, unless its answer was not kept: there is nobody to ask."""
+        if record is None or record.handle is None:
+            return None
+        return GONE if found_gone(record) else JobState.SUCCEEDED
 
     def _recovered(self, ledger: TaskLedger) -> JobRecord | None:
         """Return the ledger's record; one of an intent whose answer was kept, as that of the answered job."""

@@ -7,22 +7,30 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, conf
 from airflow.sdk.exceptions import AirflowSkipException
 
 from airflow_provider_uniapi_fal import metrics
-from airflow_provider_uniapi_fal.exceptions import FalError, FalSubmitOutcomeUnknown, error_of
+from airflow_provider_uniapi_fal.exceptions import (
+    FalError,
+    FalResultExpired,
+    FalSubmitOutcomeUnknown,
+    error_of,
+)
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.landing.inputs import check_schema, with_files
 from airflow_provider_uniapi_fal.ledger.record import (
+    GONE,
     ON_CHANGED_ARGUMENTS,
     ON_CLEAR,
     ON_UNKNOWN_SUBMIT,
+    Clear,
     Do,
     JobRecord,
     Phase,
     decide,
     fingerprint,
+    found_gone,
     was_cleared,
 )
 from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
@@ -31,14 +39,28 @@ from airflow_provider_uniapi_fal.protocol.arguments import one_of
 from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input, unknown_outcome
+from airflow_provider_uniapi_fal.protocol.job import JobState
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom
 
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
 
+    from airflow_provider_uniapi_fal.ledger.record import Seen
     from airflow_provider_uniapi_fal.protocol.dialects.base import Submitted
-    from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobState
+    from airflow_provider_uniapi_fal.protocol.job import JobHandle
     from airflow_provider_uniapi_fal.protocol.messages import HttpRequest
+
+
+#: Not refused: a retry is as safe as ever, and only who clears such a task while its job runs pays for two.
+FORGETS_ON_SUCCESS = (
+    "[state_store] clear_on_success is on: Airflow forgets what this task has submitted as soon as the task has "
+    "succeeded, while the job still runs. A CLEAR OF THIS TASK WILL THEN SUBMIT AND PAY FOR ANOTHER JOB. Turn the setting "
+    "off, or submit and wait in one task, such as FalGenerateOperator."
+)
+
+#: Seconds for which a gateway knows a job in any case: fal keeps even a long result for six minutes. Of a younger job
+#: "not found" says nothing: a submit may not have reached every part of the gateway yet.
+KEPT_SECONDS = 360.0
 
 
 class SubmittingOperator(BaseOperator):
@@ -133,7 +155,7 @@ class SubmittingOperator(BaseOperator):
         base_url = hook.account.base_url
         self.log.info("Model %s at %s, connection %s.", self.model, base_url, self.fal_conn_id)
         ti = context["ti"]
-        record = self.decided(hook, ledger, ledger.read(), ti.max_tries)
+        record = self.decided(hook, ledger, ledger.read(), ti)
         handle = handle_in(record)
         ti.xcom_push(key="request_id", value=handle.request_id)
         for key, url in hook.urls(handle).items():
@@ -166,15 +188,24 @@ class SubmittingOperator(BaseOperator):
         """Return the dialect's request options."""
         return {}
 
+    @property
+    def hands_its_job_on(self) -> bool:
+        """Whether the task succeeds while its job still runs."""
+        return True
+
+    @property
+    def cancels_what_is_cleared(self) -> bool:
+        """Whether the task cancels its job when it is cleared; a task that hands its job on does not."""
+        return False
+
     def _request(self, hook: FalHook) -> HttpRequest:
         """Return the post, with the files that the arguments name inside."""
         arguments = with_files(self.arguments, dialect_named(self.dialect).media_inputs)
         return hook.prepare(self.model, arguments, dialect=self.dialect, **self.options())
 
-    def decided(
-        self, hook: FalHook, ledger: TaskLedger, record: JobRecord | None, max_tries: int
-    ) -> JobRecord:
+    def decided(self, hook: FalHook, ledger: TaskLedger, record: JobRecord | None, ti: Any) -> JobRecord:
         """Return the record of the job that this try has, submitting it if that is what the ledger says."""
+        max_tries: int = ti.max_tries
         model = dialect_named(self.dialect).model_id(self.model)
         asked = fingerprint(model, self.arguments, self.fal_conn_id, dialect=self.dialect)
         cleared = record is not None and was_cleared(record, max_tries)
@@ -183,6 +214,7 @@ class SubmittingOperator(BaseOperator):
             asked=asked,
             cleared=cleared,
             state=self.state_of(hook, record) if cleared else None,
+            try_number=ti.try_number,
             on_unknown_submit=self.on_unknown_submit,
             on_changed_arguments=self.on_changed_arguments,
             on_clear=self.on_clear,
@@ -194,9 +226,12 @@ class SubmittingOperator(BaseOperator):
             level = self.log.info if record.fingerprint == asked else self.log.warning
             level("%s", decision.why)
             if cleared:
-                # A clear counts once: a retry that follows it is a retry.
-                record = in_phase(record, record.phase, max_tries, record.failure)
-                record = replace(record, cleared_alive=True)
+                # A clear counts once: a retry that follows it is a retry. What ended a wait before it is forgotten, for
+                # the job is waited for again.
+                phase = Phase.SUBMITTED if record.phase is Phase.ENDED else record.phase
+                record = in_phase(record, phase, max_tries)
+                met = Clear(ti.try_number, time.time()) if self.cancels_what_is_cleared else None
+                record = replace(record, clear=met)
                 ledger.write(record)
             return record
         if record is not None and record.failure is not None and decision.do is Do.FAIL_AGAIN:
@@ -205,19 +240,37 @@ class SubmittingOperator(BaseOperator):
             raise error_of(_changed(decision.why))
         raise error_of(unknown_outcome(decision.why))
 
-    def state_of(self, hook: FalHook, record: JobRecord | None) -> JobState | None:
-        """Ask the gateway how the recorded job stands; no answer counts as live, which pays nothing."""
+    def state_of(self, hook: FalHook, record: JobRecord | None) -> Seen:
+        """
+        Ask the gateway how the recorded job stands.
+
+        No answer counts as live, which pays nothing. That a job is not known is believed of one that a wait has not
+        found either, or that is old enough to have been forgotten. Of a job whose result was not found the result is
+        asked for as well, because its state alone would lead to the same wait for ever.
+        """
         if record is None or record.handle is None:
             return None
+        request_id = record.handle.request_id
+        gone_before = found_gone(record)
         try:
-            return hook.status(record.handle).state
-        except FalError as error:
-            self.log.warning("Where request %s stands is not known: %s", record.handle.request_id, error)
+            state = hook.status(record.handle).state
+            if gone_before and state is JobState.SUCCEEDED:
+                hook.result(record.handle)
+        except FalResultExpired as error:
+            if gone_before or time.time() - record.handle.submitted_at >= KEPT_SECONDS:
+                return GONE
+            self.log.warning("Request %s is too young to be forgotten: %s", request_id, error)
             return None
+        except FalError as error:
+            self.log.warning("Where request %s stands is not known: %s", request_id, error)
+            return None
+        return state
 
     def _submit(self, hook: FalHook, ledger: TaskLedger, asked: str, max_tries: int) -> JobRecord:
         request = self._request(hook)
         intent = JobRecord(Phase.INTENT, asked, max_tries, time.time())
+        if self.hands_its_job_on and conf.getboolean("state_store", "clear_on_success", fallback=False):
+            self.log.warning("%s", FORGETS_ON_SUCCESS)
         self.before_paying(intent)
         ledger.write(intent)
         try:

@@ -261,11 +261,11 @@ def _where_to_look(reason: str) -> str:
 
 def unclear(handle: JobHandle, again: LookAgain) -> Failure:
     """Return the failure for reads that never said anything definite."""
-    if again.not_found:
+    if again.not_found and again.bounded:
         return Failure(
             FailureKind.RESULT_EXPIRED,
             what=f"The gateway does not have it: {again.reason}.",
-            retry_does="of a wait looks again and will most likely find the same.",
+            retry_does="is not made; a clear looks again and will most likely find the same.",
             advice=f"{dialect_named(handle.dialect).keeps} If the job is younger, look at the connection's host and family paths.",
             billed="maybe",
             may_run=True,

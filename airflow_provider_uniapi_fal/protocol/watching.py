@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.messages import Flow, HttpReply, HttpRequest
     from airflow_provider_uniapi_fal.protocol.streaming import WatchBy
 
-#: Answers that mean nothing definite, in a row, before the wait gives up. Passing faults are not counted.
+#: Answers that mean nothing definite, and refusals of the key or the account, in a row, before the wait gives up.
+#: Passing faults are not counted. A gateway that mislays a key for a moment is not to end a thousand waits.
 MAX_UNCLEAR = 10
 
 #: Seconds after which it is looked whether a job that was asked to stop has stopped.
@@ -60,10 +61,12 @@ class WaitMore:
 
     :param seconds: look again after so many
     :param least: look again no sooner than after so many: a fixed interval, or what the server asked for
+    :param key_refused: the key was refused: with another one it may be looked again at once
     """
 
     seconds: float
     least: float = 0.0
+    key_refused: bool = False
 
 
 @dataclass(frozen=True)
@@ -182,14 +185,17 @@ def one_round(
     retry_after = None
     clear = False
     failed: JobStatus | None = None
+    key_refused = False
     if watch.completed_at is None:
         if told is None:
             seen = yield from verbs.look(dialect, handle, logs=watch.logs, clock=clock)
         else:
             seen = dialect.read_status(handle, told, clock())
         if isinstance(seen, Failure):
-            return seen
-        if isinstance(seen, JobStatus):
+            if not _take_refusal(watch, seen, clock()):
+                return seen
+            key_refused = seen.kind is FailureKind.AUTH
+        elif isinstance(seen, JobStatus):
             ended = _take_status(watch, seen, clock())
             if ended is not None:
                 return ended
@@ -204,25 +210,27 @@ def one_round(
             ended = _take_unclear(watch, seen, clock())
             if ended is not None:
                 return ended
-            retry_after = seen.retry_after
+            retry_after, key_refused = seen.retry_after, seen.key_refused
     if watch.completed_at is not None:
         read = yield from verbs.fetch(dialect, handle, clock=clock)
         if isinstance(read, JobResult) and failed is None:
             return watch.with_times(read)
-        if isinstance(read, Failure) and read.kind not in (FailureKind.AUTH, FailureKind.BALANCE):
+        if isinstance(read, Failure) and read.kind not in _REFUSALS:
             return read
         if failed is not None:
             # The status is proof enough of the failure; the result would only have told more of it.
             return dialect.failure_of(handle, failed)
         if isinstance(read, Failure):
-            return read
+            if not _take_refusal(watch, read, clock()):
+                return read
+            key_refused = read.kind is FailureKind.AUTH
         if isinstance(read, LookAgain):
             if read.oversized:
                 return FetchElsewhere(handle)
             ended = _take_unclear(watch, read, clock())
             if ended is not None:
                 return ended
-            retry_after = read.retry_after
+            retry_after, key_refused = read.retry_after, read.key_refused
     now = clock()
     clocks = _running_clocks(watch)
     late = next((kind for kind, deadline in clocks.items() if now >= deadline), None)
@@ -239,7 +247,18 @@ def one_round(
         jitter=jitter(),
     )
     wait = max(min([wait, *(deadline - now for deadline in clocks.values())]), 0.0)
-    return WaitMore(wait, min(max(watch.poke_interval or 0.0, retry_after or 0.0), wait))
+    return WaitMore(
+        wait,
+        min(max(watch.poke_interval or 0.0, retry_after or 0.0), wait),
+        key_refused=key_refused,
+    )
+
+
+def key_was_refused(end: RoundEnd) -> bool:
+    """Whether a round could end otherwise with another key."""
+    if isinstance(end, Failure):
+        return end.kind is FailureKind.AUTH
+    return isinstance(end, WaitMore) and end.key_refused
 
 
 def seconds_to_first_look(
@@ -393,6 +412,9 @@ def _end_late(
     watch.news.append(
         f"{_name(watch)}: its time is over; asked to cancel it, the gateway says {outcome.value}."
     )
+    if outcome is CancelOutcome.REMOVED and watch.running_since is not None:
+        # What was seen running is in no queue, whatever the gateway calls it, and may be billed.
+        outcome = CancelOutcome.REQUESTED
     stopped = False
     if outcome in (CancelOutcome.REQUESTED, CancelOutcome.UNCLEAR):
         yield Sleep(CANCEL_GRACE)
@@ -469,6 +491,21 @@ def _take_unclear(watch: Watch, again: LookAgain, now: float) -> Failure | None:
         return None
     failure = verbs.unclear(watch.handle, again)
     return failure if watch.completed_at is None else replace(failure, may_run=False)
+
+
+_REFUSALS = (FailureKind.AUTH, FailureKind.BALANCE)
+
+
+def _take_refusal(watch: Watch, failure: Failure, now: float) -> bool:
+    """Count a refusal of the key or the account; whether to look again. Any other failure ends the wait."""
+    if failure.kind not in _REFUSALS:
+        return False
+    watch.unclear += 1
+    if watch.unclear >= MAX_UNCLEAR:
+        return False
+    watch.news.append(f"{_name(watch)}: {failure.what} Looking again.")
+    watch.said_at = now
+    return True
 
 
 def _take_logs(watch: Watch, lines: tuple[LogLine, ...]) -> None:

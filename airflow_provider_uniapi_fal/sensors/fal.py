@@ -23,6 +23,7 @@ from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
 from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, WaitMore, Watch
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom, summary
+from airflow_provider_uniapi_fal.triggers.deferring import DeferringOperator
 from airflow_provider_uniapi_fal.triggers.fal import (
     BACKSTOP_SECONDS,
     RACE_SECONDS,
@@ -33,11 +34,13 @@ from airflow_provider_uniapi_fal.triggers.fal import (
 if TYPE_CHECKING:
     from airflow.sdk import Context, XComArg
 
+    from airflow_provider_uniapi_fal.protocol.errors import Failure
+
 #: Where a sensor in reschedule mode keeps what it has seen between its pokes.
 PROGRESS_KEY = "uniapi_fal:watch"
 
 
-class FalQueueSensor(BaseSensorOperator):
+class FalQueueSensor(DeferringOperator, BaseSensorOperator):
     """
     Wait until a job has ended, and return its result.
 
@@ -156,6 +159,11 @@ class FalQueueSensor(BaseSensorOperator):
         self._say(summary(result))
         metrics.delivered(result)
         return result.to_json()
+
+    def without_an_event(self, context: Context, failure: Failure) -> dict[str, Any]:
+        """Raise the error of a wait that has ended without an event."""
+        with self._skips_as_in_poke_mode(), failure_in_xcom(context), _times_out_as_sensors_do():
+            raise error_of(failure.about(self._resolved_handle().request_id))
 
     def poke(self, context: Context) -> bool | PokeReturnValue:
         """Look once; done when the result is there."""

@@ -16,7 +16,7 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import FalHook, learn, usual_seconds
-from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
+from airflow_provider_uniapi_fal.hooks.task_states import states_of, trigger_killed_by_user
 from airflow_provider_uniapi_fal.ledger.journal import Journal
 from airflow_provider_uniapi_fal.ledger.record import ends_the_job
 from airflow_provider_uniapi_fal.ledger.rows import Entry, RowState, Step, Try, spooled
@@ -440,7 +440,8 @@ class FalBatchTrigger(BaseTrigger):
 
     def _cancel_unless_deferred(self) -> None:
         states = states_of(self.task_instance)
-        if not killed_by_user(states):
+        # A batch resumes many times, and its next try takes up what runs: a task that is about to be started is left alone.
+        if not trigger_killed_by_user(states):
             self._say(f"The batch's jobs are not cancelled: the task's states are {states}.")
             return
         cancel_all(still_running(Journal.reading(ObjectStoragePath(self.journal))), self._say)

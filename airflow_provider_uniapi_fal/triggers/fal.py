@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING, Any
@@ -11,11 +12,15 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.execution_time.xcom import XCom
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
-from airflow_provider_uniapi_fal.exceptions import FalProtocolError, error_of
+from airflow_provider_uniapi_fal.exceptions import FalError, FalProtocolError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
-from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
+from airflow_provider_uniapi_fal.hooks.task_states import (
+    cleared_or_resumed,
+    states_of,
+    trigger_killed_by_user,
+)
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
-from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobHandle, JobResult
+from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobHandle, JobResult, JobState
 from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, RoundEnd, Watch
 from airflow_provider_uniapi_fal.triggers.hub import waits
 
@@ -180,7 +185,7 @@ class FalQueueTrigger(BaseTrigger):
         Cancel the job if a user cleared or marked the task, and only then.
 
         Airflow calls this also when a stalled triggerer has lost its triggers to another one, which goes on
-        waiting: the task is still deferred then, and the job is left alone. The work is done in a thread, which
+        waiting: the task is still deferred then, or resumed, and the job is left alone. The work is done in a thread, which
         outlives the second cancellation that Airflow sends after about a second.
         """
         if self.cancel_on_kill and not self._fired:
@@ -189,13 +194,25 @@ class FalQueueTrigger(BaseTrigger):
     def _cancel_unless_deferred(self) -> None:
         handle = JobHandle.from_json(self.handle)
         states = states_of(self.task_instance)
-        if not killed_by_user(states):
+        if not trigger_killed_by_user(states) and not (
+            cleared_or_resumed(states) and self._has_nothing_to_fire(handle)
+        ):
             self.log.info("Request %s is not cancelled: the task's states are %s.", handle.request_id, states)
             return
         outcome = FalHook(handle.fal_conn_id).cancel(handle)
         self.log.info(
             "Request %s: asked to cancel it, the gateway says %s.", handle.request_id, outcome.value
         )
+
+    def _has_nothing_to_fire(self, handle: JobHandle) -> bool:
+        """Whether this wait would go on, so that no other triggerer can have ended it: then the task was cleared."""
+        deadlines = [each for each in (self.deadline, self.queue_deadline) if each is not None]
+        if time.time() >= min(deadlines, default=math.inf):
+            return False
+        try:
+            return FalHook(handle.fal_conn_id).status(handle).state in (JobState.PENDING, JobState.RUNNING)
+        except FalError:
+            return False
 
     def _push_result(self, result: dict[str, Any]) -> None:
         ti: Any = self.task_instance

@@ -39,7 +39,13 @@ from airflow_provider_uniapi_fal.protocol.streaming import (
     Gateway,
     Trust,
 )
-from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, WaitMore, Watch, next_deadline
+from airflow_provider_uniapi_fal.protocol.watching import (
+    RoundEnd,
+    WaitMore,
+    Watch,
+    key_was_refused,
+    next_deadline,
+)
 from airflow_provider_uniapi_fal.transport.settings import NoStream
 
 if TYPE_CHECKING:
@@ -331,7 +337,7 @@ class _Line:
         wait.met = True
         while True:
             end = await transport.run(watching_round(wait.watch), self._heard)
-            if not isinstance(end, Failure) or end.kind is not FailureKind.AUTH:
+            if not key_was_refused(end):
                 return end
             # The key in the connection may have been changed while the job ran.
             if not await self._has_changed(account):

@@ -11,7 +11,9 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
+from airflow.models import trigger as models
 from airflow.sdk import BaseSensorOperator, PokeReturnValue, conf
+from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR, TriggerFailureReason
 from airflow.sdk.exceptions import (
     AirflowException,
     AirflowFailException,
@@ -115,6 +117,15 @@ def test_a_deferral_that_times_out_is_a_time_out_of_the_sensor() -> None:
     # No retry follows: the backstop behind the trigger's own deadline, BACKSTOP_SECONDS, only comes last.
     assert resumed(sensor(), TRIGGER_FAILED, error="Trigger timeout") is AirflowSensorTimeout
     assert resumed(sensor(TaskDeferralTimeout())) is AirflowSensorTimeout
+
+
+def test_airflow_resumes_with_these_words_what_it_ends_without_an_event() -> None:
+    # triggers/deferring.py reads them, and says what became of the job.
+    assert TRIGGER_FAIL_REPR == models.TRIGGER_FAIL_REPR == TRIGGER_FAILED
+    words = {"Trigger timeout", "Trigger failure"}
+    for reasons in (TriggerFailureReason, models.TriggerFailureReason):
+        assert {reason.value for reason in reasons} == words
+    assert TriggerFailureReason("Trigger timeout") is TriggerFailureReason.TRIGGER_TIMEOUT
 
 
 def test_a_trigger_that_raises_fails_the_task_without_asking_the_sensor() -> None:

@@ -7,7 +7,12 @@ import pytest
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 from airflow.utils.state import TaskInstanceState
 
-from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
+from airflow_provider_uniapi_fal.hooks.task_states import (
+    cleared_or_resumed,
+    killed_by_user,
+    states_of,
+    trigger_killed_by_user,
+)
 
 
 @pytest.mark.parametrize(
@@ -35,19 +40,36 @@ def test_a_state_is_a_word_and_a_task_just_cleared_has_one_too(
     assert asked == [{"dag_id": "dag", "task_ids": ["task"], "run_ids": ["run"], "map_index": 3}]
 
 
-@pytest.mark.parametrize(
-    ("states", "killed"),
-    [
-        (set(), False),
-        ({"running"}, False),
-        ({"deferred"}, False),
-        ({"up_for_retry"}, False),
-        ({"none"}, True),
-        ({"scheduled"}, True),
-        ({"restarting"}, True),
-        ({"failed"}, True),
-        ({"success"}, True),
-    ],
-)
-def test_only_what_leaves_the_job_to_nobody_counts_as_a_users_kill(states: set[str], killed: bool) -> None:
-    assert killed_by_user(states) is killed
+#: Of each state of a task: whether only a user brings it about while a worker, or a trigger, still has the task; and
+#: whether a trigger cannot tell.
+STATES = {
+    "running": (False, False, False),
+    "deferred": (False, False, False),
+    "up_for_retry": (False, False, False),
+    "up_for_reschedule": (False, False, False),
+    "awaiting_input": (False, False, False),
+    "scheduled": (False, False, True),
+    "queued": (False, False, True),
+    "none": (False, True, False),
+    "restarting": (True, True, False),
+    "failed": (True, True, False),
+    "success": (True, True, False),
+    "skipped": (True, True, False),
+    "removed": (True, True, False),
+    "upstream_failed": (False, False, False),
+}
+
+
+@pytest.mark.parametrize("state", [*TaskInstanceState, None])
+def test_only_what_leaves_the_job_to_nobody_counts_as_a_users_kill(state: TaskInstanceState | None) -> None:
+    word = "none" if state is None else state.value
+    in_worker, in_trigger, undecided = STATES[word]
+    assert killed_by_user({word}) is in_worker
+    assert trigger_killed_by_user({word}) is in_trigger
+    assert cleared_or_resumed({word}) is undecided
+
+
+def test_no_answer_says_nothing() -> None:
+    assert not killed_by_user(set())
+    assert not trigger_killed_by_user(set())
+    assert not cleared_or_resumed(set())

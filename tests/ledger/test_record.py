@@ -10,13 +10,16 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from airflow_provider_uniapi_fal.ledger.record import (
+    GONE,
     ON_CHANGED_ARGUMENTS,
     ON_CLEAR,
     ON_UNKNOWN_SUBMIT,
+    Clear,
     Decision,
     Do,
     JobRecord,
     Phase,
+    cancelled_by_a_clear,
     decide,
     ends_the_job,
     fingerprint,
@@ -31,7 +34,8 @@ if TYPE_CHECKING:
 
 HANDLE = handle(submitted_at=1.0)
 REFUSAL = Failure(FailureKind.JOB_FAILED, what="No.", retry_does="fails.")
-ENDED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED)
+ENDED = (JobState.SUCCEEDED, JobState.FAILED, JobState.CANCELLED, GONE)
+SEEN = (None, *JobState, GONE)
 
 
 def record(phase: Phase, **changes: Any) -> JobRecord:
@@ -51,7 +55,7 @@ def every_cell() -> Any:
     return itertools.product(
         (None, *Phase),
         (False, True),
-        (None, *JobState),
+        SEEN,
         ("asked", "other"),
         ON_UNKNOWN_SUBMIT,
         ON_CHANGED_ARGUMENTS,
@@ -113,6 +117,18 @@ def test_a_paid_success_is_never_thrown_away_before_it_was_delivered() -> None:
             assert decided(cell).do is Do.REATTACH, where(cell)
 
 
+def test_a_job_that_was_not_found_is_given_up_by_a_clear_only_if_the_gateway_says_again_that_it_is_not_there() -> (
+    None
+):
+    for may_run, state in itertools.product((False, True), SEEN):
+        failure = ended(kind=FailureKind.RESULT_EXPIRED, may_run=may_run)
+        got = decide(
+            record(Phase.ENDED, handle=HANDLE, failure=failure), asked="asked", cleared=True, state=state
+        )
+        over = state in (GONE, JobState.FAILED, JobState.CANCELLED)
+        assert got.do is (Do.SUBMIT if over else Do.REATTACH), state
+
+
 def test_each_row_of_the_design_decides_as_it_says() -> None:
     for cell in CELLS:
         phase, cleared, state, asked, on_unknown_submit, on_changed_arguments, on_clear = cell
@@ -127,6 +143,7 @@ def test_each_row_of_the_design_decides_as_it_says() -> None:
         elif cleared and (
             state in (JobState.FAILED, JobState.CANCELLED)
             or (state, phase, on_clear) == (JobState.SUCCEEDED, Phase.DELIVERED, "regenerate")
+            or (state == GONE and (phase, on_clear) != (Phase.DELIVERED, "reuse"))
         ):
             wanted = Do.SUBMIT
         elif changed:
@@ -148,7 +165,7 @@ def test_an_ended_job_is_made_again_only_if_it_cannot_run_and_was_not_billed_or_
         FailureKind,
         (None, HANDLE),
         *[(False, True)] * 3,
-        (None, *JobState),
+        SEEN,
         ("asked", "other"),
         ON_CHANGED_ARGUMENTS,
         ON_CLEAR,
@@ -164,10 +181,10 @@ def test_an_ended_job_is_made_again_only_if_it_cannot_run_and_was_not_billed_or_
             on_changed_arguments=on_changed_arguments,
             on_clear=on_clear,
         )
-        given_up = cleared and kind is FailureKind.RESULT_EXPIRED
-        if job is None or not may_run or given_up:
+        looked_for = cleared and kind is FailureKind.RESULT_EXPIRED
+        if job is None or not (may_run or looked_for):
             wanted = Do.SUBMIT if cleared or transient else Do.FAIL_AGAIN
-        elif cleared and state in (JobState.FAILED, JobState.CANCELLED):
+        elif cleared and state in (JobState.FAILED, JobState.CANCELLED, GONE):
             wanted = Do.SUBMIT
         elif asked == "other":
             wanted = {"reattach": Do.REATTACH, "fail": Do.FAIL_CHANGED, "resubmit": Do.SUBMIT}[
@@ -180,22 +197,39 @@ def test_an_ended_job_is_made_again_only_if_it_cannot_run_and_was_not_billed_or_
 
 
 @pytest.mark.parametrize("kind", FailureKind)
-@pytest.mark.parametrize("cleared_alive", [False, True])
-def test_a_retry_submits_after_a_cancellation_only_if_a_clear_has_met_the_job_alive(
-    kind: FailureKind, cleared_alive: bool
+@pytest.mark.parametrize("met_by", [None, 3, 2])
+def test_a_try_submits_after_a_cancellation_only_if_it_has_itself_met_the_job_alive_after_a_clear(
+    kind: FailureKind, met_by: int | None
 ) -> None:
     written = record(
-        Phase.ENDED, handle=HANDLE, failure=ended(kind=kind, billed="maybe"), cleared_alive=cleared_alive
+        Phase.ENDED,
+        handle=HANDLE,
+        failure=ended(kind=kind, billed="maybe"),
+        clear=None if met_by is None else Clear(met_by, 1.0),
     )
-    got = decide(JobRecord.from_json(written.to_json()), asked="asked", cleared=False, state=None).do
-    by_the_clear = cleared_alive and kind is FailureKind.JOB_CANCELLED
-    assert got is (Do.SUBMIT if by_the_clear else Do.FAIL_AGAIN)
+    got = decide(
+        JobRecord.from_json(written.to_json()), asked="asked", cleared=False, state=None, try_number=3
+    )
+    by_the_clear = met_by == 3 and kind is FailureKind.JOB_CANCELLED
+    assert got.do is (Do.SUBMIT if by_the_clear else Do.FAIL_AGAIN)
 
 
-def test_a_record_written_before_clears_were_noted_is_read_as_not_cleared() -> None:
+@pytest.mark.parametrize(("seconds", "by_the_clear"), [(0.0, True), (60.0, True), (60.1, False)])
+def test_a_cancellation_is_the_clears_own_for_a_short_time_only(seconds: float, by_the_clear: bool) -> None:
+    written = record(
+        Phase.ENDED,
+        written_at=1.0 + seconds,
+        failure=ended(kind=FailureKind.JOB_CANCELLED),
+        clear=Clear(3, 1.0),
+    )
+    assert cancelled_by_a_clear(written, 3, within=60.0) is by_the_clear
+
+
+@pytest.mark.parametrize("before", [{}, {"cleared_alive": False}, {"cleared_alive": True}])
+def test_a_record_of_an_earlier_version_is_read_as_not_cleared(before: dict[str, Any]) -> None:
     written = record(Phase.SUBMITTED).to_json()
-    del written["cleared_alive"]
-    assert JobRecord.from_json(written) == record(Phase.SUBMITTED)
+    del written["clear"]
+    assert JobRecord.from_json({**written, **before}) == record(Phase.SUBMITTED)
 
 
 ENDINGS = {
@@ -271,6 +305,7 @@ def records(draw: st.DrawFn) -> JobRecord:
         draw(SECONDS),
         draw(HANDLES) if with_handle else None,
         draw(FAILURES) if phase is Phase.ENDED else None,
+        draw(st.none() | st.builds(Clear, st.integers(0, 1000), SECONDS)),
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_uniapi_fal.ledger.record import ON_CHANGED_ARGUMENTS, ON_UNKNOWN_SUBMIT
+from airflow_provider_uniapi_fal.ledger.record import GONE, ON_CHANGED_ARGUMENTS, ON_UNKNOWN_SUBMIT, Seen
 from airflow_provider_uniapi_fal.ledger.rows import (
     Act,
     Entry,
@@ -20,10 +20,12 @@ from airflow_provider_uniapi_fal.ledger.rows import (
     Step,
     Try,
     decide_row,
+    is_to_be_looked_for,
     join,
     state_of,
 )
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
+from airflow_provider_uniapi_fal.protocol.job import JobState
 from tests.fakes import handle
 
 HANDLE = handle(submitted_at=1.0)
@@ -170,6 +172,31 @@ def test_the_next_try_takes_up_what_runs_lands_what_is_there_and_posts_only_what
     this_try = Try(2, 5 if cleared else 2)
     assert decide_row(state, asked="asked", this_try=this_try).act is act
     assert decide_row(None, asked="asked", this_try=this_try).act is Act.POST
+
+
+@pytest.mark.parametrize(
+    ("step", "may_run", "seen", "act"),
+    [
+        (Step.OUT_OF_SIGHT, True, GONE, Act.POST),
+        (Step.OUT_OF_SIGHT, True, JobState.FAILED, Act.POST),
+        (Step.OUT_OF_SIGHT, True, JobState.RUNNING, Act.WATCH),
+        (Step.OUT_OF_SIGHT, True, JobState.SUCCEEDED, Act.WATCH),
+        (Step.OUT_OF_SIGHT, True, None, Act.WATCH),
+        # It had ended: only its result or its media are gone.
+        (Step.ENDED, False, None, Act.POST),
+    ],
+)
+def test_a_cleared_row_whose_job_was_not_found_is_posted_only_if_the_gateway_says_again_that_it_is_not_there(
+    step: Step, may_run: bool, seen: Seen, act: Act
+) -> None:
+    gone = failure(kind=FailureKind.RESULT_EXPIRED, may_run=may_run)
+    state = state_of(
+        Entry("row", 1, step, "asked", 1, 2, 1.0, handle=HANDLE, failure=gone), (1, 1, "a"), "segment"
+    )
+    for max_tries, wanted in ((5, act), (2, Act.WATCH if may_run else Act.NOTHING)):
+        this_try = Try(2, max_tries)
+        assert is_to_be_looked_for(state, this_try) is (may_run and max_tries == 5)
+        assert decide_row(state, asked="asked", this_try=this_try, seen=seen).act is wanted
 
 
 def test_posts_are_those_that_may_have_been_accepted() -> None:

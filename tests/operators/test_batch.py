@@ -22,6 +22,7 @@ from airflow_provider_uniapi_fal.exceptions import (
     FalJobFailed,
     FalProtocolError,
     FalSubmitOutcomeUnknown,
+    FalTimeout,
 )
 from airflow_provider_uniapi_fal.hooks import fal as hooks
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
@@ -747,7 +748,7 @@ def test_a_try_that_was_taken_for_dead_posts_nothing_once_its_retry_has_begun(
 
 
 @pytest.mark.parametrize(
-    ("states", "cancels"), [({"running"}, 0), ({"deferred"}, 0), (set(), 0), ({"failed"}, 3), ({"none"}, 3)]
+    ("states", "cancels"), [({"running"}, 0), ({"deferred"}, 0), (set(), 0), ({"failed"}, 3), ({"queued"}, 0)]
 )
 def test_a_kill_cancels_the_jobs_only_if_a_user_has_killed_the_task(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: set[str], cancels: int
@@ -760,6 +761,42 @@ def test_a_kill_cancels_the_jobs_only_if_a_user_has_killed_the_task(
         running.execute(task.context)
     running.on_kill()
     assert len(calls(emulator, "cancel")) == cancels
+
+
+@pytest.mark.parametrize(
+    ("told", "error"), [("Trigger timeout", FalTimeout), ("Trigger failure", FalProtocolError)]
+)
+def test_a_batch_whose_wait_ends_without_an_event_names_the_fate_and_goes_on_in_the_next_try(
+    start: Start, tmp_path: Path, told: str, error: type[FalError]
+) -> None:
+    emulator = start(run_seconds=1.0)
+    task = BatchTask(f"file://{tmp_path}/night", requests=table(3), **MODES["deferrable"])
+    with pytest.raises(TaskDeferred):
+        task.operator().execute(task.context)
+    with pytest.raises(error, match="takes up what runs") as raised:
+        task.operator().resume_execution("__fail__", {"error": told}, task.context)
+    assert raised.value.may_run
+    assert task.xcoms["failure"]["may_run"]
+    assert counts(task.next_try().run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 3
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_a_cleared_batch_asks_for_the_jobs_that_were_not_found_before_it_pays_for_others(
+    start: Start, new: New, gone: bool
+) -> None:
+    emulator = start(run_seconds=0.5, faults=["server-error on=status status=404"])
+    task = new(requests=table(3), poke_interval=0.02)
+    with pytest.raises(FalError):
+        task.run()
+    assert posts(emulator) == 3
+    if gone:
+        with pytest.raises(FalError):
+            task.next_try(cleared=True).run()
+    else:
+        emulator.clear_faults()
+        assert counts(task.next_try(cleared=True).run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == (6 if gone else 3)
 
 
 def test_a_store_that_fails_before_the_posts_leaves_nothing_unknown(

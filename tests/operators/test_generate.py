@@ -28,7 +28,9 @@ from airflow_provider_uniapi_fal.exceptions import (
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
 from airflow_provider_uniapi_fal.ledger.task_state import KEY as LEDGER_KEY
+from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
 from airflow_provider_uniapi_fal.operators import generating as operators
+from airflow_provider_uniapi_fal.operators import submitting
 from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator
 from airflow_provider_uniapi_fal.protocol import watching
 from airflow_provider_uniapi_fal.protocol.job import JobHandle
@@ -214,6 +216,33 @@ def test_a_job_that_somebody_cancels_before_a_retry_is_not_made_again(
     assert posts(emulator) == 1
 
 
+def test_what_somebody_cancels_in_a_retry_after_a_clear_is_not_made_again(
+    start: Start, generate: Generate
+) -> None:
+    emulator, task, first = submitted_by_a_first_try(start)
+    with pytest.raises(TaskDeferred):
+        operator(defer_after=0.0).execute(task.next_try(cleared=True).context)
+    FalHook().cancel(first)
+    assert fails(generate, task.next_try()).kind.value == "job_cancelled"
+    assert fails(generate, task.next_try()).kind.value == "job_cancelled"
+    assert posts(emulator) == 1
+
+
+@pytest.mark.parametrize("reason", ["cancels nothing", "long after"])
+def test_what_somebody_cancels_after_a_clear_that_cannot_have_done_it_is_not_made_again(
+    start: Start, generate: Generate, monkeypatch: pytest.MonkeyPatch, reason: str
+) -> None:
+    if reason == "long after":
+        monkeypatch.setattr(operators, "CLEAR_SECONDS", -1.0)
+    emulator, task, first = submitted_by_a_first_try(start)
+    cancelling = cancel_once_it_is_looked_at(emulator, first)
+    failed = fails(generate, task.next_try(cleared=True), cancel_on_kill=reason == "long after")
+    cancelling.join()
+    assert failed.kind.value == "job_cancelled"
+    assert fails(generate, task.next_try()).kind.value == "job_cancelled"
+    assert posts(emulator) == 1
+
+
 def test_what_a_time_out_cancels_after_a_clear_is_not_taken_for_the_clears_own(
     start: Start, generate: Generate
 ) -> None:
@@ -305,6 +334,21 @@ def test_after_a_failure_for_good_a_retry_fails_alike_without_a_post_and_a_clear
     assert posts(emulator) == 2
 
 
+@pytest.mark.parametrize("fault", ["html", "server-error"])
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
+def test_a_refusal_that_passes_and_a_page_of_html_end_no_wait(
+    start: Start, generate: Generate, fault: str, status: int
+) -> None:
+    # Of pages more than of anything that is counted.
+    times = 20 if fault == "html" else 5
+    emulator = start(
+        run_seconds=0.3,
+        faults=[f"{fault} on={on} status={status} times={times}" for on in ("status", "result")],
+    )
+    assert generate(Task(), poke_interval=0.01)["media"]
+    assert posts(emulator) == 1
+
+
 @pytest.mark.parametrize(
     ("fault", "error"),
     [
@@ -321,6 +365,10 @@ def test_a_wait_that_is_refused_never_ends_its_job_in_the_ledger(
     for cleared in (False, False, True):
         failed = fails(generate, task.next_try(cleared=cleared), error)
         assert (failed.billed, failed.may_run) == ("maybe", True)
+        # Airflow makes no retry after the first two.
+        made = not issubclass(error, AirflowFailException)
+        again = "of a wait looks again." if made else "is not made; a clear looks at the same job again."
+        assert f"A retry {again}" in str(failed)
         assert phase(task) is Phase.SUBMITTED
     emulator.clear_faults()
     for cleared in (False, True):
@@ -424,6 +472,53 @@ def test_a_job_that_the_gateway_has_forgotten_is_made_again_by_a_clear_only(
     assert posts(emulator) == 2
 
 
+@pytest.mark.parametrize("lost", ["status", "result"])
+@pytest.mark.parametrize("run_seconds", [0.1, 2.0])
+def test_a_job_that_was_not_found_for_a_while_is_taken_up_by_a_clear_and_not_paid_for_again(
+    start: Start, generate: Generate, lost: str, run_seconds: float
+) -> None:
+    emulator = start(run_seconds=run_seconds, faults=[f"server-error on={lost} status=404"])
+    task = Task()
+    failed = fails(generate, task)
+    assert failed.kind.value == "result_expired"
+    assert "a clear looks again" in str(failed)
+    emulator.clear_faults()
+    assert until_delivered(generate, task.next_try(cleared=True))["media"]
+    assert posts(emulator) == 1
+
+
+def test_a_retry_after_such_a_clear_waits_for_the_same_job(start: Start) -> None:
+    emulator = start(faults=["server-error on=result status=404"], **SHORT)
+    task = Task()
+    fails(lambda task: run(MODES["blocking"], task), task)
+    emulator.clear_faults()
+    # The worker that met the clear dies before the result has come.
+    operator().submitted(task.next_try(cleared=True).context, FalHook(), TaskLedger(task.store))
+    assert run(MODES["blocking"], task.next_try())["media"]
+    assert posts(emulator) == 1
+
+
+def test_a_result_that_stays_away_after_a_clear_is_made_again(start: Start, generate: Generate) -> None:
+    emulator = start(faults=["server-error on=result status=404"], **SHORT)
+    task = Task()
+    fails(generate, task)
+    fails(generate, task.next_try(cleared=True))
+    assert posts(emulator) == 2
+
+
+@pytest.mark.parametrize(("on_clear", "more"), [("regenerate", 1), ("reuse", 0)])
+def test_a_clear_of_a_delivered_job_that_is_not_known_any_more_pays_only_if_it_is_to(
+    start: Start, generate: Generate, monkeypatch: pytest.MonkeyPatch, on_clear: str, more: int
+) -> None:
+    monkeypatch.setattr(submitting, "KEPT_SECONDS", 0.0)
+    emulator = start(**SHORT)
+    task = Task()
+    generate(task)
+    emulator.add_fault("server-error on=status status=404")
+    assert fails(generate, task.next_try(cleared=True), on_clear=on_clear).kind.value == "result_expired"
+    assert posts(emulator) == 1 + more
+
+
 @pytest.mark.parametrize(
     ("settings", "options"),
     [
@@ -466,6 +561,7 @@ IGNORED = "The gateway was asked to cancel it, but it may still run."
         ({"stuck": True}, {"queue_timeout": 0.2}, FalQueueTimeout, REMOVED, ("no", False), (1, 1)),
         ({"stuck": True}, {"timeout": 0.2}, FalTimeout, REMOVED, ("no", False), (1, 1)),
         ({**LONG, "obeys_cancel": True}, {"timeout": 0.2}, FalTimeout, STOPPED, ("maybe", False), (0, 1)),
+        ({**LONG, "cancel": "removed"}, {"timeout": 0.2}, FalTimeout, STOPPED, ("maybe", False), (0, 1)),
         (LONG, {"timeout": 0.2}, FalTimeout, IGNORED, ("maybe", True), (0, 0)),
         (
             {"stuck": True, "cancel": "ignored"},
@@ -504,6 +600,7 @@ IGNORED = "The gateway was asked to cancel it, but it may still run."
         "queue, removed",
         "removed",
         "stopped",
+        "running, said to be removed",
         "signalled",
         "queue, ignored",
         "queue, refused",
@@ -665,8 +762,13 @@ def killed(monkeypatch: pytest.MonkeyPatch, states: Callable[[Any], set[str]], *
         (set(), 0),
         ({"failed"}, 1),
         ({"success"}, 1),
+        ({"skipped"}, 1),
         ({"restarting"}, 1),
-        ({"none"}, 1),
+        # It was frozen, and wakes while its retry is about to take up the job.
+        ({"up_for_retry"}, 0),
+        ({"scheduled"}, 0),
+        ({"queued"}, 0),
+        ({"none"}, 0),
     ],
 )
 def test_a_kill_cancels_the_job_only_if_a_user_has_killed_the_task(
@@ -739,6 +841,40 @@ def test_an_event_of_another_kind_fails_loudly_and_the_job_is_not_given_up(start
     assert task.xcoms["failure"]["may_run"]
     assert phase(task) is Phase.SUBMITTED
     assert run(MODES["blocking"], task.next_try())["media"]
+    assert posts(emulator) == 1
+
+
+BACKSTOP = {"error": "Trigger timeout"}
+CRASH = {"error": "Trigger failure", "traceback": ["Traceback …\n", "ValueError: a crash of its own\n"]}
+
+
+@pytest.mark.parametrize(
+    ("told", "error", "says"),
+    [(BACKSTOP, FalTimeout, "no triggerer has ended it"), (CRASH, FalProtocolError, "its trigger failed")],
+)
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_wait_that_ends_without_an_event_names_the_fate_and_is_taken_up(
+    start: Start,
+    capsys: pytest.CaptureFixture[str],
+    told: dict[str, Any],
+    error: type[FalError],
+    says: str,
+    cleared: bool,
+) -> None:
+    emulator = start(run_seconds=1.0)
+    task = Task()
+    with pytest.raises(TaskDeferred):
+        operator(defer_after=0.0).execute(task.context)
+    failed = fails(lambda task: operator().resume_execution("__fail__", told, task.context), task, error)
+    assert says in failed.what
+    assert failed.request_id == task.xcoms["request_id"]
+    assert (failed.billed, failed.may_run) == ("maybe", True)
+    for words in ("may still be running", "may have been billed", "A retry looks at the same job again"):
+        assert words in str(failed)
+    assert not issubclass(error, AirflowFailException)
+    assert ("a crash of its own" in capsys.readouterr().out) is (told is CRASH)
+    assert calls(emulator, "cancel") == []
+    assert run(MODES["blocking"], task.next_try(cleared=cleared))["media"]
     assert posts(emulator) == 1
 
 

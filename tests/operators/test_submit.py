@@ -22,6 +22,7 @@ from airflow_provider_uniapi_fal.exceptions import (
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase, fingerprint
 from airflow_provider_uniapi_fal.ledger.task_state import KEY as LEDGER_KEY
+from airflow_provider_uniapi_fal.operators import submitting
 from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator, FalSubmitOperator
 from airflow_provider_uniapi_fal.protocol import retrying
 from airflow_provider_uniapi_fal.protocol.job import JobHandle
@@ -211,6 +212,40 @@ def test_a_submit_that_was_definitely_refused_is_made_by_the_next_try(
     assert emulator.account()["totals"]["posts_accepted"] == 1
 
 
+@pytest.mark.parametrize("operator", [FalSubmitOperator, FalGenerateOperator])
+@pytest.mark.parametrize(
+    ("status", "error", "billed"),
+    [
+        (401, FalAuthError, "no"),
+        (402, FalBalanceError, "no"),
+        (403, FalBalanceError, "no"),
+        (404, FalInputError, "no"),
+        (422, FalInputError, "maybe"),
+    ],
+)
+def test_a_submit_that_was_refused_fails_without_a_retry_and_is_made_by_a_clear(
+    start: Start, operator: type[FalSubmitOperator], status: int, error: type[FalError], billed: str
+) -> None:
+    emulator = start(faults=[f"server-error status={status}"])
+    task = Task()
+
+    def execute() -> Any:
+        made = operator(task_id="submit", model=MODEL, arguments=ARGUMENTS)
+        return made.execute(task.context)
+
+    with pytest.raises(error) as raised:
+        execute()
+    # Airflow makes no retry after it.
+    assert isinstance(raised.value, AirflowFailException)
+    assert (raised.value.billed, raised.value.may_run) == (billed, False)
+    assert posts(emulator) == 1
+    emulator.clear_faults()
+    task.next_try(cleared=True)
+    assert execute()
+    assert posts(emulator) == 2
+    assert emulator.account()["totals"]["posts_accepted"] == 1
+
+
 def test_a_rate_limit_that_passes_costs_one_job(start: Start) -> None:
     emulator = start(faults=["rate-limit retry_after=0 times=2"])
     submit(Task())
@@ -248,6 +283,29 @@ def test_a_clear_pays_nothing_while_the_gateway_does_not_say_how_the_job_stands(
     assert submit(task.next_try(cleared=True)) == first
     assert posts(emulator) == 1
     assert "is not known" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept", "made"),
+    [
+        ("server-error status=404", 0.0, 1),
+        ("server-error status=404", 360.0, 0),
+        ("server-error status=401", 0.0, 0),
+        ("html", 0.0, 0),
+        ("lost-request", 0.0, 0),
+    ],
+)
+def test_a_clear_submits_again_only_if_the_gateway_says_that_it_does_not_know_a_job_that_it_may_have_forgotten(
+    start: Start, monkeypatch: pytest.MonkeyPatch, answer: str, kept: float, made: int
+) -> None:
+    monkeypatch.setattr(retrying, "backoff", lambda attempt, jitter: 0.0)
+    monkeypatch.setattr(submitting, "KEPT_SECONDS", kept)
+    emulator = start(run_seconds=60.0)
+    task = Task()
+    submit(task)
+    emulator.add_fault(f"{answer} on=status")
+    submit(task.next_try(cleared=True))
+    assert posts(emulator) == 1 + made
 
 
 def test_a_clear_after_success_makes_a_new_job_and_a_retry_after_that_does_not(start: Start) -> None:
@@ -313,6 +371,42 @@ def test_a_try_that_asks_for_something_else_can_fail_or_pay_for_both(start: Star
     assert second["request_id"] != first["request_id"]
     assert submit(task.next_try(), arguments=OTHER, on_changed_arguments="resubmit") == second
     assert posts(emulator) == 2
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_a_setting_by_which_airflow_forgets_the_job_of_a_submit_is_warned_of_before_anything_is_paid(
+    start: Start, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], on: bool
+) -> None:
+    monkeypatch.setenv("AIRFLOW__STATE_STORE__CLEAR_ON_SUCCESS", str(on))
+
+    class Watched(StateStore):
+        def set(self, key: str, value: Any, **retention: Any) -> None:
+            # Once, and before the intent: after it the post may be out.
+            assert capsys.readouterr().out.count("clear_on_success") == (on and value["phase"] == "intent")
+            super().set(key, value)
+
+    emulator = start()
+    task = Task(store=Watched())
+    submit(task)
+    submit(task.next_try())
+    assert "clear_on_success" not in capsys.readouterr().out
+    assert posts(emulator) == 1
+
+
+@pytest.mark.parametrize(("options", "warns"), [({}, False), ({"wait": False}, True)])
+def test_of_that_setting_a_task_that_waits_for_its_job_does_not_warn(
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, Any],
+    warns: bool,
+) -> None:
+    monkeypatch.setenv("AIRFLOW__STATE_STORE__CLEAR_ON_SUCCESS", "True")
+    start()
+    FalGenerateOperator(
+        task_id="generate", model=MODEL, arguments=ARGUMENTS, deferrable=False, **options
+    ).execute(Task().context)
+    assert ("clear_on_success" in capsys.readouterr().out) is warns
 
 
 def test_no_post_leaves_without_its_intent_in_the_store(start: Start) -> None:

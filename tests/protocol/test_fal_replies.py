@@ -343,6 +343,12 @@ def test_completed_with_an_error_is_not_a_success(
         (307, b"", True, False),
         (400, {"detail": "x"}, True, False),
         (404, {"status": "NOT_FOUND"}, True, True),
+        # Without JSON it is a proxy, a firewall or a router that speaks, whatever code it takes.
+        (401, b"<html>Sign in</html>", False, False),
+        (402, b"", False, False),
+        (403, b"<html>Just a moment...</html>", False, False),
+        (404, b"404 page not found", False, True),
+        (400, b"<html>Bad Request</html>", False, False),
     ],
 )
 def test_all_else_means_look_again(code: int, body: Any, bounded: bool, not_found: bool) -> None:
@@ -367,7 +373,14 @@ def test_an_account_error_on_a_read_leaves_the_job_alone(code: int, kind: Failur
     on_result = failure(DIALECT.read_result(HANDLE, answer, NOW))
     assert (on_status.kind, on_status.may_run) == (kind, True)
     assert (on_result.kind, on_result.may_run) == (kind, False)
-    assert "looks again" in on_status.retry_does
+    assert on_status.retry_does == "is not made; a clear looks at the same job again."
+
+
+@pytest.mark.parametrize("code", [401, 402, 403, 404])
+def test_a_page_instead_of_a_result_says_nothing_of_the_job(code: int) -> None:
+    found = again(DIALECT.read_result(HANDLE, reply(b"<html>no</html>", code), NOW))
+    assert (found.bounded, found.not_found) == (False, code == 404)
+    assert found.key_refused is (code == 401)
 
 
 # --- result -------------------------------------------------------------------------------------------------
@@ -598,7 +611,9 @@ def test_a_status_tells_the_failure_by_itself(body: Any, kind: FailureKind, tran
         (200, {"status": "CANCELLATION_REQUESTED"}, CancelOutcome.REQUESTED),
         (202, b"", CancelOutcome.REQUESTED),
         (200, {"status": "OK"}, CancelOutcome.REMOVED),
-        (200, {"status": "CANCELLED"}, CancelOutcome.REMOVED),
+        (200, {"status": "CANCELLED"}, CancelOutcome.REQUESTED),
+        (200, {"status": "canceled"}, CancelOutcome.REQUESTED),
+        (201, {"status": "OK"}, CancelOutcome.REQUESTED),
         (400, {"status": "ALREADY_COMPLETED"}, CancelOutcome.ALREADY_COMPLETED),
         (200, {"status": "ALREADY_COMPLETED"}, CancelOutcome.ALREADY_COMPLETED),
         (400, {"detail": "Request r-1 is already completed."}, CancelOutcome.ALREADY_COMPLETED),

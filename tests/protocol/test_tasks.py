@@ -181,6 +181,7 @@ def test_a_word_is_known_in_any_case_and_any_field(name: str, word: str, state: 
     [
         (b"<html>", 502, False),
         (b"<html>", 200, False),
+        *[(b"<html>", code, False) for code in (401, 402, 403, 404)],
         ({"error": {"message": "busy"}}, 503, False),
         ({"detail": "slow down"}, 429, False),
         ({"detail": "odd"}, 400, True),

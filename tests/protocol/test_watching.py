@@ -301,6 +301,7 @@ STOPPED = reply({"status": "COMPLETED", "error": "x", "error_type": "client_canc
     [
         ([REMOVED], "removed from the queue and will not run", "no", False, False),
         ([REQUESTED, STOPPED], "It was stopped", "maybe", False, True),
+        ([reply({"status": "CANCELLED"}), STOPPED], "It was stopped", "maybe", False, True),
         ([REQUESTED, running()], "asked to cancel it, but it may still run", "maybe", True, True),
         ([REQUESTED, reply({}, 401)], "asked to cancel it, but it may still run", "maybe", True, True),
         ([REQUESTED, ReplyLost("reset")], "asked to cancel it, but it may still run", "maybe", True, True),
@@ -330,6 +331,27 @@ def test_a_time_out_tells_the_fate_of_a_job_that_was_to_be_cancelled(
     assert found.retry_does.startswith(again)
     [told] = [line for line in watch.take_news() if "asked to cancel it" in line]
     assert "r-1" in told
+
+
+@pytest.mark.parametrize("process", [False, True])
+@pytest.mark.parametrize("again", [running(), queued()])
+@pytest.mark.parametrize(
+    ("answer", "says", "may_run"),
+    [
+        (STOPPED, "It was stopped", False),
+        (running(), "it may still run", True),
+        (GONE, "it may still run", True),
+    ],
+)
+def test_a_job_that_was_seen_running_is_never_believed_to_have_been_taken_from_the_queue(
+    process: bool, again: HttpReply, answer: HttpReply, says: str, may_run: bool
+) -> None:
+    wait = Wait(Watch(HANDLE, deadline=NOW + 60, cancel_on_timeout=True))
+    wait.waits(running(), process=process)
+    wait.now += 60
+    found = failure(wait.round(again, REMOVED, answer, process=process))
+    assert says in found.what
+    assert (found.billed, found.may_run, found.transient) == ("maybe", may_run, False)
 
 
 @pytest.mark.parametrize(
@@ -402,13 +424,30 @@ def test_a_clear_answer_between_them_begins_the_count_again() -> None:
 
 @pytest.mark.parametrize(
     "answer",
-    [reply(b"<html>", 502), reply({"detail": "x"}, 500), reply({}, 429), ReplyLost("reset"), reply(b"")],
+    [
+        reply(b"<html>", 502),
+        reply({"detail": "x"}, 500),
+        reply({}, 429),
+        ReplyLost("reset"),
+        reply(b""),
+    ],
 )
 def test_passing_faults_never_end_the_wait(answer: Sent) -> None:
     wait = Wait()
     for _ in range(5 * watching.MAX_UNCLEAR):
         wait.waits(answer)
     assert isinstance(wait.round(DONE, PICTURE), JobResult)
+
+
+@pytest.mark.parametrize("code", [200, 401, 402, 403, 404, 429, 500, 502])
+def test_a_page_instead_of_an_answer_never_ends_the_wait_whatever_its_code(code: int) -> None:
+    wait, page = Wait(), reply(b"<html>", code)
+    for _ in range(5 * watching.MAX_UNCLEAR):
+        wait.waits(page)
+    wait.waits(DONE, page)
+    for _ in range(5 * watching.MAX_UNCLEAR):
+        wait.waits(page)
+    assert isinstance(wait.round(PICTURE), JobResult)
 
 
 @pytest.mark.parametrize("process", [False, True])
@@ -429,9 +468,42 @@ def test_a_job_is_looked_for_where_else_it_may_be_and_stays_with_the_place_found
 
 
 @pytest.mark.parametrize(("code", "kind"), [(401, FailureKind.AUTH), (403, FailureKind.BALANCE)])
-def test_a_refused_account_ends_the_round_at_once(code: int, kind: FailureKind) -> None:
-    assert failure(Wait().round(reply({"detail": "x"}, code))).kind is kind
-    assert failure(Wait().round(DONE, reply({"detail": "x"}, code))).kind is kind
+@pytest.mark.parametrize("process", [False, True])
+@pytest.mark.parametrize("where", [[], [DONE]])
+def test_a_refused_key_or_account_ends_the_wait_after_a_few_looks(
+    where: list[Sent], code: int, kind: FailureKind, process: bool
+) -> None:
+    wait, refusal = Wait(), reply({"detail": "x"}, code)
+    wait.waits(*where, refusal, process=process)
+    for _ in range(watching.MAX_UNCLEAR - 2):
+        wait.waits(refusal, process=process)
+    found = failure(wait.round(refusal, process=process))
+    assert (found.kind, found.may_run) == (kind, not where)
+
+
+@pytest.mark.parametrize("code", [401, 402, 403])
+def test_a_refusal_that_passes_ends_no_wait(code: int) -> None:
+    wait = Wait()
+    for _ in range(3):
+        for _ in range(watching.MAX_UNCLEAR - 1):
+            wait.waits(reply({"detail": "x"}, code))
+        wait.waits(queued())
+    assert isinstance(wait.round(DONE, PICTURE), JobResult)
+
+
+@pytest.mark.parametrize(
+    ("answer", "asks"),
+    [
+        (reply({"detail": "x"}, 401), True),
+        (reply(b"<html>", 401), True),
+        (reply({"detail": "x"}, 403), False),
+        (reply(b"<html>", 502), False),
+        (queued(), False),
+    ],
+)
+def test_only_a_refused_key_is_reason_to_read_the_connection_again(answer: HttpReply, asks: bool) -> None:
+    assert watching.key_was_refused(Wait().round(answer)) is asks
+    assert watching.key_was_refused(Wait().round(DONE, answer if answer.status != 200 else PICTURE)) is asks
 
 
 # --- ends ---------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from airflow_provider_uniapi_fal.exceptions import (
     FalInputError,
     FalJobFailed,
     FalProtocolError,
+    FalSensorTimeout,
     FalTimeout,
 )
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
@@ -430,3 +431,39 @@ def test_templates_are_rendered_at_any_depth() -> None:
     sensor = FalQueueSensor(task_id="wait", handle={"request_id": "{{ id }}"}, fal_conn_id="{{ conn }}")
     sensor.render_template_fields({"id": "r", "conn": "c"})  # type: ignore[typeddict-unknown-key]
     assert (sensor.handle, sensor.fal_conn_id) == ({"request_id": "r"}, "c")
+
+
+@pytest.mark.parametrize(
+    ("told", "error", "again"),
+    [
+        ({"error": "Trigger timeout"}, FalSensorTimeout, "a clear looks at the same job again"),
+        ({"error": "Trigger failure", "traceback": None}, FalProtocolError, "looks at the same job again"),
+    ],
+)
+def test_a_sensor_whose_wait_ends_without_an_event_names_the_fate(
+    told: dict[str, Any], error: type[FalError], again: str
+) -> None:
+    task = Task()
+    sensor = FalQueueSensor(task_id="wait", handle=handle().to_json())
+    with pytest.raises(error) as raised:
+        sensor.resume_execution("__fail__", told, task.context)
+    assert (raised.value.billed, raised.value.may_run) == ("maybe", True)
+    assert again in raised.value.retry_does
+    assert task.xcoms["failure"]["request_id"] == "req-1"
+    assert task.xcoms["failure"]["message"] == str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("told", "option", "skips"),
+    [
+        ("Trigger timeout", "soft_fail", True),
+        ("Trigger failure", "soft_fail", False),
+        ("Trigger timeout", "never_fail", True),
+        ("Trigger failure", "never_fail", True),
+    ],
+)
+def test_such_a_wait_is_skipped_on_what_a_poke_is_skipped_on(told: str, option: str, skips: bool) -> None:
+    options: dict[str, Any] = {option: True}
+    sensor = FalQueueSensor(task_id="wait", handle=handle().to_json(), **options)
+    with pytest.raises(AirflowSkipException if skips else FalProtocolError):
+        sensor.resume_execution("__fail__", {"error": told}, Task().context)

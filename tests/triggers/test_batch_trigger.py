@@ -291,7 +291,8 @@ def test_a_journal_that_cannot_be_read_is_the_workers_error(start: Start, folder
 
 
 @pytest.mark.parametrize(
-    ("states", "cancels"), [({"deferred"}, 0), ({"running"}, 0), (set(), 0), ({"failed"}, 2), ({"none"}, 2)]
+    ("states", "cancels"),
+    [({"deferred"}, 0), ({"running"}, 0), (set(), 0), ({"failed"}, 2), ({"none"}, 2), ({"queued"}, 0)],
 )
 def test_a_kill_cancels_all_that_run_only_if_a_user_has_killed_the_task(
     start: Start,

@@ -375,8 +375,8 @@ def test_a_wrong_key_that_nobody_changed_ends_the_wait(start: Start) -> None:
     job = submitted()
     change_key("sk-wrong")
     with pytest.raises(FalAuthError, match="may still be running"):
-        result_of(fired(trigger(job)))
-    assert [each["status"] for each in calls(emulator, "status")] == [401]
+        result_of(fired(trigger(job, poke_interval=0.01)))
+    assert {each["status"] for each in calls(emulator, "status")} == {401}
 
 
 def test_it_neither_looks_nor_fires_before_it_may(start: Start) -> None:
@@ -479,7 +479,17 @@ def cancels(emulator: Emulator) -> int:
 
 @pytest.mark.parametrize(
     ("states", "count"),
-    [({"deferred"}, 0), (set(), 0), ({"failed"}, 1), ({"success"}, 1), ({"none"}, 1), ({"scheduled"}, 1)],
+    [
+        ({"deferred"}, 0),
+        (set(), 0),
+        ({"failed"}, 1),
+        ({"success"}, 1),
+        ({"none"}, 1),
+        ({"scheduled"}, 1),
+        ({"queued"}, 1),
+        ({"running"}, 0),
+        ({"up_for_retry"}, 0),
+    ],
 )
 def test_a_kill_cancels_the_job_once_and_only_if_a_user_has_killed_the_task(
     start: Start, monkeypatch: pytest.MonkeyPatch, states: set[str], count: int
@@ -498,6 +508,30 @@ def test_a_kill_cancels_the_job_once_and_only_if_a_user_has_killed_the_task(
     asyncio.run(watching.on_kill())
     assert asked == [task]
     assert cancels(emulator) == count
+
+
+@pytest.mark.parametrize("state", ["scheduled", "queued"])
+@pytest.mark.parametrize(
+    ("job", "settings"),
+    [
+        ({}, {}),
+        ({"failure": "completed-error"}, {}),
+        ({"run_seconds": 60.0}, {"deadline": 1.0}),
+        ({"run_seconds": 60.0}, {"queue_deadline": 1.0, "deadline": 4e9}),
+        ({"run_seconds": 60.0, "faults": ["server-error on=status status=403"]}, {}),
+        ({"run_seconds": 60.0, "faults": ["server-error on=status status=404"]}, {}),
+    ],
+    ids=["has ended", "has failed", "too late", "too late to begin", "refused", "not known"],
+)
+def test_a_trigger_that_may_have_fired_elsewhere_cancels_nothing(
+    start: Start, monkeypatch: pytest.MonkeyPatch, state: str, job: dict[str, Any], settings: dict[str, Any]
+) -> None:
+    monkeypatch.setattr(triggers, "states_of", lambda ti: {state})
+    emulator = start(**job)
+    watching = trigger(submitted(), cancel_on_kill=True, **settings)
+    watching.task_instance = cast("Any", SimpleNamespace(task_id="t"))
+    asyncio.run(watching.on_kill())
+    assert cancels(emulator) == 0
 
 
 def test_a_kill_cancels_nothing_unless_told_to(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

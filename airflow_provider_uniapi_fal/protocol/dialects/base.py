@@ -38,8 +38,10 @@ class LookAgain:
     :param reason: what was seen, for the log
     :param retry_after: seconds that the server asked to wait
     :param bounded: seen too often, it is an error; a passing fault such as a 502 is not bounded
-    :param not_found: the path may be the wrong one of those known
+    :param not_found: the path may be the wrong one of those known; if it is bounded, too, the gateway itself says that
+        it does not know the job
     :param oversized: the body is longer than this reader may read
+    :param key_refused: it may be that the key was refused
     """
 
     reason: str
@@ -47,6 +49,7 @@ class LookAgain:
     bounded: bool = False
     not_found: bool = False
     oversized: bool = False
+    key_refused: bool = False
 
 
 class CancelOutcome(str, Enum):

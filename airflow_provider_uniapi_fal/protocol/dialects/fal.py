@@ -33,6 +33,7 @@ from airflow_provider_uniapi_fal.protocol.dialects.reading import (
     files_below,
     no_media,
     number,
+    page_instead,
     quoted,
     refused_read,
     refused_submit,
@@ -306,7 +307,8 @@ class FalDialect(Dialect):
     def read_status(self, handle: JobHandle, reply: HttpReply, now: float) -> StatusReading:
         """Read the reply to it: any 2xx with a known word is an answer, nearly all else is "look again"."""
         if not reply.ok:
-            return refused_read(handle, reply, _detail(read_json(reply), reply), now, may_run=True)
+            body = read_json(reply)
+            return refused_read(handle, reply, body, _detail(body, reply), now, may_run=True)
         if reply.oversized:
             return LookAgain("the status is too long to read here", oversized=True)
         body = read_json(reply)
@@ -377,7 +379,12 @@ class FalDialect(Dialect):
         return HttpRequest("PUT", self.family, handle.cancel_path) if handle.cancel_path else None
 
     def read_cancel(self, handle: JobHandle, reply: HttpReply) -> CancelOutcome:
-        """Read the reply to it, in any of the shapes that fal, its models' schemas and gateways give it."""
+        """
+        Read the reply to it, in any of the shapes that fal, its models' schemas and gateways give it.
+
+        Only fal's documented 200 and OK mean that the job was taken from the queue, which makes it safe to submit
+        again. What else says that it is done or accepted may be about a job that runs, and is billed.
+        """
         body = read_json(reply)
         fields = body if isinstance(body, dict) else {}
         word = _word(fields)
@@ -388,9 +395,9 @@ class FalDialect(Dialect):
             return CancelOutcome.NOT_FOUND
         if reply.ok and (word == "CANCELLATION_REQUESTED" or reply.status == 202):
             return CancelOutcome.REQUESTED
-        if reply.status == 200 and word in ("OK", "CANCELLED", "CANCELED"):
+        if reply.status == 200 and word == "OK":
             return CancelOutcome.REMOVED
-        if reply.ok and fields.get("success") is True:
+        if reply.ok and (word in ("OK", "CANCELLED", "CANCELED") or fields.get("success") is True):
             return CancelOutcome.REQUESTED
         if reply.status in (404, 405, 501):
             return CancelOutcome.UNSUPPORTED
@@ -406,7 +413,10 @@ class FalDialect(Dialect):
         if "still in progress" in (detail.text or "").lower():
             return LookAgain("the result is not ready yet", bounded=True)
         if reply.status in (401, 402, 403, 429) or 300 <= reply.status < 400:
-            return refused_read(handle, reply, detail, now, may_run=False)
+            return refused_read(handle, reply, body, detail, now, may_run=False)
+        page = page_instead(reply, body, now)
+        if reply.status == 404 and page is not None:
+            return page
         if reply.status in (404, 405, 410):
             return LookAgain("the result is not there (any more)", bounded=True, not_found=True)
         if reply.status >= 500 and not _is_fals_own_error(body, reply):

@@ -81,9 +81,27 @@ class Detail:
         return cls(excerpt(str(kind)) if kind else None, excerpt("; ".join(t for t in texts if t)) or None)
 
 
+def page_instead(reply: HttpReply, body: Any, now: float) -> LookAgain | None:
+    """
+    Read an error whose body is not JSON; None if it is.
+
+    A proxy, a firewall or a router has said it, and says nothing of the job, the key or the account, whatever its
+    code. Under a 404 it may be that of a path which the gateway does not have.
+    """
+    if not isinstance(body, Unreadable):
+        return None
+    return LookAgain(
+        f"HTTP {reply.status} without an answer in JSON{quoted(body)}",
+        retry_after(reply, now),
+        not_found=reply.status == 404,
+        key_refused=reply.status == 401,
+    )
+
+
 def refused_read(
     handle: JobHandle,
     reply: HttpReply,
+    body: Any,
     detail: Detail,
     now: float,
     *,
@@ -93,9 +111,15 @@ def refused_read(
     """
     Read a status or result that came back as something else than 2xx, the job itself not being the cause.
 
+    :param body: what was read of the reply
     :param code: the vendor's own code, which counts more than the HTTP status
     """
     status = reply.status if code is None else code.stands_for
+    if 300 <= status < 400:
+        return LookAgain("the gateway answered with a redirect, which is not followed", bounded=True)
+    page = page_instead(reply, body, now)
+    if page is not None:
+        return page
     if status in (401, 402, 403):
         auth = status == 401
         return Failure(
@@ -105,7 +129,7 @@ def refused_read(
                 if auth
                 else f"The gateway refused the account when asked for the job{detail.words}."
             ),
-            retry_does="of a wait looks again.",
+            retry_does="is not made; a clear looks at the same job again.",
             advice=(
                 "Correct the connection's key; the job itself is not affected."
                 if auth
@@ -119,8 +143,6 @@ def refused_read(
         )
     if status == 404:
         return LookAgain("the gateway does not know the job under this path", bounded=True, not_found=True)
-    if 300 <= status < 400:
-        return LookAgain("the gateway answered with a redirect, which is not followed", bounded=True)
     passing = status >= 500 or status in (408, 425, 429)
     return LookAgain(f"HTTP {reply.status}{detail.words}", retry_after(reply, now), bounded=not passing)
 

@@ -186,7 +186,7 @@ class TaskDialect(Dialect):
             # The task's own word counts more than the code around it.
             return JobStatus(state, word, error=self._reason(body) or detail.text, error_type=detail.type)
         if refusal is not None or not reply.ok:
-            return refused_read(handle, reply, detail, now, may_run=True, code=refusal)
+            return refused_read(handle, reply, body, detail, now, may_run=True, code=refusal)
         if not isinstance(body, dict):
             return LookAgain("the status cannot be read" + quoted(body))
         if not word:

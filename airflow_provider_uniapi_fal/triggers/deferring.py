@@ -1,0 +1,59 @@
+"""What a deferred task says if Airflow ends its wait without an event of the trigger."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import BaseOperator
+from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR, TriggerFailureReason
+
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+
+class DeferringOperator(BaseOperator):
+    """
+    Base of what waits in a triggerer.
+
+    Airflow resumes a task whose deferral has timed out, or whose trigger has crashed, only for it to fail: with an
+    error that says nothing of the job and of the money. Here it becomes one of this provider's.
+    """
+
+    def resume_execution(self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context) -> Any:
+        """Go on after an event, or tell what became of a wait that has ended without one."""
+        if next_method != TRIGGER_FAIL_REPR:
+            return super().resume_execution(next_method, next_kwargs, context)
+        told = next_kwargs or {}
+        if told.get("traceback"):
+            self.log.error(
+                "The trigger failed:\n%s", "\n".join(str(line).rstrip() for line in told["traceback"])
+            )
+        timed_out = told.get("error") == TriggerFailureReason.TRIGGER_TIMEOUT
+        return self.without_an_event(context, _TIMED_OUT if timed_out else _CRASHED)
+
+    @abstractmethod
+    def without_an_event(self, context: Context, failure: Failure) -> Any:
+        """Raise the error of a wait that has ended without an event, with what the task knows of its job."""
+
+
+_TIMED_OUT = Failure(
+    FailureKind.TIMEOUT,
+    what="The wait has timed out (Airflow's own time-out of a deferral, after the end of the wait's time): no "
+    "triggerer has ended it. Nothing was cancelled.",
+    retry_does="looks at the same job again, if it is still there.",
+    advice="See whether a triggerer runs and has room.",
+    billed="maybe",
+    may_run=True,
+)
+
+_CRASHED = Failure(
+    FailureKind.PROTOCOL,
+    what="The wait has ended because its trigger failed. Nothing was cancelled.",
+    retry_does="looks at the same job again, if it is still there.",
+    advice="The log tells what the trigger met; the triggerer must run the same version of this provider.",
+    billed="maybe",
+    may_run=True,
+)

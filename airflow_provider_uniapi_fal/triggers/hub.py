@@ -419,7 +419,7 @@ class _Line:
         self._known.pace.refused(
             self._loop.time(),
             started_at=started_at,
-            retry_after=retrying.retry_after(reply, time.time()),
+            retry_after=retrying.look_again_after(reply, time.time()),
             jitter=random.random(),
         )
 

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_uniapi_fal.hooks.fal import FalHook, watching_round
+from airflow_provider_uniapi_fal.protocol import retrying
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, WaitMore, Watch
@@ -515,6 +516,39 @@ def test_after_the_pause_they_do_not_all_ask_at_once(monkeypatch: pytest.MonkeyP
     within = [moment for moment in times[1:] if moment - times[1] < 0.3]
     assert times[1] - times[0] >= 0.95
     assert len(within) <= 6
+
+
+def test_one_long_retry_after_puts_nobody_off_for_as_long_as_results_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retrying, "LONGEST_REST", 0.2)
+    answers = iter([429, 429])
+
+    def answer(call: Exchange) -> None:
+        if next(answers, None) is None:
+            call.json(DONE)
+        else:
+            call.answer(b"", status=429, Retry_After="3600")
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        ends = waited(*(named(number) for number in range(5)))
+    assert all(isinstance(end, JobResult) for end in ends.values())
+
+
+@pytest.mark.parametrize("value", ["Wed, 21 Oct 99999999999999999999 07:28:00 GMT", "soon"])
+def test_a_retry_after_that_cannot_be_read_ends_no_wait(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    answers = iter([429])
+
+    def answer(call: Exchange) -> None:
+        if next(answers, None) is None:
+            call.json(DONE)
+        else:
+            call.answer(b"", status=429, Retry_After=value)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        assert isinstance(waited(named("a"))["req-a"], JobResult)
 
 
 def test_a_pause_does_not_hold_up_the_end_of_a_waits_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -332,17 +332,18 @@ class _Line:
             _complain("A wait was broken off.", error)
             return _broken_off(error)
 
-    async def _round(self, wait: _Wait) -> RoundEnd:
+    async def _round(self, wait: _Wait, told: bytes | None = None) -> RoundEnd:
         account, transport = await self._access(arriving=not wait.met)
         wait.met = True
         while True:
-            end = await transport.run(watching_round(wait.watch), self._heard)
+            end = await transport.run(watching_round(wait.watch, told), self._heard)
             if not key_was_refused(end):
                 return end
             # The key in the connection may have been changed while the job ran.
             if not await self._has_changed(account):
                 return end
             account, transport = await self._access()
+            told = None
             wait.watch.news.append("The connection's key was changed; looking again with the new one.")
 
     def _trust(self, wait: _Wait) -> Trust:
@@ -362,7 +363,7 @@ class _Line:
         try:
             patience = SILENCE_SECONDS if wait.follows is Trust.FULL else OPENING_SECONDS
             async with transport.stream(request, patience) as stream:
-                return await self._events(wait, stream, transport)
+                return await self._events(wait, stream)
         except NoStream as refusal:
             reply = refusal.reply
             if reply is not None and reply.status == 429:
@@ -375,9 +376,7 @@ class _Line:
                 watch.news.append(f"There is no status stream ({refusal}); polling.")
             return None
 
-    async def _events(
-        self, wait: _Wait, stream: EventStream, transport: NonblockingTransport
-    ) -> RoundEnd | None:
+    async def _events(self, wait: _Wait, stream: EventStream) -> RoundEnd | None:
         watch, reader = wait.watch, EventReader()
         heard = self._loop.time()
         rest = CHECK_SECONDS if wait.follows is Trust.FULL else seconds_to_first_look(watch)
@@ -405,7 +404,8 @@ class _Line:
                 continue
             heard = now
             for data in reader.feed(chunk):
-                end = await transport.run(watching_round(watch, data), self._heard)
+                # The result may have to be fetched with another key than the one that began the stream.
+                end = await self._round(wait, data)
                 wait.owner.tell(watch)
                 if watch.completed_at is not None:
                     self._known.streams.told()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from itertools import pairwise
 from typing import Any
@@ -10,12 +11,23 @@ from typing import Any
 import pytest
 
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.protocol import watching
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, Watch
 from airflow_provider_uniapi_fal.triggers import hub
 from airflow_provider_uniapi_fal.triggers.hub import waits
-from tests.fakes import ARGUMENTS, MODEL, Start, calls, change_key
+from tests.fakes import (
+    ARGUMENTS,
+    MODEL,
+    Exchange,
+    ScriptedServer,
+    Start,
+    calls,
+    change_key,
+    handle,
+    set_connection,
+)
 
 #: Jobs are so short that polls by the cadence come well after their end.
 RUN = {"run_seconds": 0.7}
@@ -136,7 +148,60 @@ def test_a_failed_job_fails_by_the_stream_as_by_a_poll(start: Start) -> None:
     assert end.kind is FailureKind.CONTENT_REFUSED
 
 
-def test_a_changed_key_is_taken_up(start: Start) -> None:
+def events(call: Exchange, *statuses: str) -> None:
+    """Begin a stream, or go on with one."""
+    for status in statuses:
+        call.write(b'data: {"status": "%s"}\n\n' % status.encode())
+
+
+def test_a_changed_key_is_taken_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = threading.Event()
+    refused: list[str] = []
+
+    def answer(call: Exchange) -> None:
+        old = call.headers["Authorization"] == "Key sk-old-key"
+        if call.path.partition("?")[0].endswith("/stream"):
+            # One that has begun is not ended by a new key.
+            call.head(None, "text/event-stream")
+            events(call, "IN_PROGRESS")
+            changed.wait(20)
+            events(call, "COMPLETED")
+            call.hang_up()
+        elif old and changed.is_set():
+            refused.append(call.path)
+            call.json({"detail": "invalid key credentials"}, 401)
+        else:
+            call.json({"images": [{"url": "https://example.com/a.png"}]})
+
+    async def run() -> list[RoundEnd]:
+        async with waits(say=lambda line: None) as waiting:
+            for number in range(3):
+                path = f"/flux/requests/req-{number}"
+                job = handle(request_id=f"req-{number}", status_path=f"{path}/status", response_path=path)
+                waiting.add(Watch(job, by="stream"))
+            deadline = time.monotonic() + 20
+            while len(server.seen) < 3:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+            change_key("sk-new-key")
+            changed.set()
+            return [(await waiting.next_end())[1] for _ in range(3)]
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url, key="sk-old-key")
+        try:
+            ends = asyncio.run(run())
+        finally:
+            changed.set()
+    assert all(isinstance(end, JobResult) for end in ends), ends
+    # Each goes on with the new key at once.
+    assert 1 <= len(refused) <= 3
+
+
+def test_a_key_that_is_refused_and_stays_so_ends_a_streamed_wait(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "MAX_UNCLEAR", 2)
     emulator = start(stream="offered", run_seconds=0.5)
     jobs = submitted(2)
     change_key("sk-a-wrong-key")

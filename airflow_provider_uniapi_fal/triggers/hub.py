@@ -161,7 +161,7 @@ class Waits:
 class _Wait:
     """One wait in its line: a timer until its look is due, a task while it is looked at."""
 
-    __slots__ = ("dropped", "follows", "line", "look", "met", "owner", "timer", "watch")
+    __slots__ = ("dropped", "follows", "line", "look", "met", "owner", "polls", "timer", "watch")
 
     def __init__(self, watch: Watch, owner: Waits, line: _Line) -> None:
         self.watch = watch
@@ -170,6 +170,7 @@ class _Wait:
         self.timer: asyncio.TimerHandle | None = None
         self.look: asyncio.Task[RoundEnd] | None = None
         self.follows = Trust.NONE
+        self.polls = False  # whether its next look is a poll, because its stream came to nothing
         self.met = False  # whether its first look has been made
         self.dropped = False
 
@@ -290,7 +291,7 @@ class _Line:
     def _begin(self, wait: _Wait, now: float) -> None:
         wait.stop_timer()
         self._known.pace.started(now)
-        wait.follows = self._trust(wait)
+        wait.follows = Trust.NONE if wait.polls else self._trust(wait)
         if wait.follows is Trust.NONE:
             self._looks += 1
         else:
@@ -312,6 +313,7 @@ class _Line:
         if not look.cancelled() and not wait.dropped:
             end = look.result()
             if isinstance(end, WaitMore):
+                wait.polls = wait.follows is not Trust.NONE
                 self._look_after(wait, end.seconds)
             else:
                 wait.owner.ended(wait, end)
@@ -321,11 +323,7 @@ class _Line:
 
     async def _look(self, wait: _Wait) -> RoundEnd:
         try:
-            if wait.follows is not Trust.NONE:
-                end = await self._follow(wait)
-                if end is not None:
-                    return end
-            return await self._round(wait)
+            return await (self._round(wait) if wait.follows is Trust.NONE else self._follow(wait))
         except FalError as error:
             return error.failure.while_waiting(wait.watch.handle.request_id)
         except Exception as error:  # noqa: BLE001 - one wait's fault is not to end the others of its trigger
@@ -352,31 +350,32 @@ class _Line:
             return Trust.NONE
         return self._known.streams.trust(wait.watch.by, self._loop.time())
 
-    async def _follow(self, wait: _Wait) -> RoundEnd | None:
-        """Follow a job's stream to its end; None if it ended too early, and the job is to be looked at."""
+    async def _follow(self, wait: _Wait) -> RoundEnd:
+        """Follow a job's stream; if that came to nothing, the job is to be looked at."""
         watch, request = wait.watch, stream_request(wait.watch)
         _, transport = await self._access(arriving=not wait.met)
         wait.met = True
         if request is None:
-            return None
+            return WaitMore(0.0)
         started_at = self._loop.time()
         try:
             patience = SILENCE_SECONDS if wait.follows is Trust.FULL else OPENING_SECONDS
             async with transport.stream(request, patience) as stream:
                 return await self._events(wait, stream)
         except NoStream as refusal:
-            reply = refusal.reply
+            now, reply = self._loop.time(), refusal.reply
             if reply is not None and reply.status == 429:
                 self._note_refusal(reply, started_at)
-            # A key that is refused and a passing fault say nothing about streams.
-            elif refusal.silent or (
-                reply is not None and reply.status < 500 and reply.status not in (401, 402, 403)
-            ):
-                self._known.streams.failed(self._loop.time())
+                return WaitMore(retrying.look_again_after(reply, time.time()) or 0.0)
+            # A fault that may pass, and a key that is refused, say nothing about streams, unless there is no end of it.
+            if reply is None or reply.status >= 500 or reply.status in (401, 402, 403):
+                self._known.streams.cut(now)
+            else:
+                self._known.streams.failed(now)
                 watch.news.append(f"There is no status stream ({refusal}); polling.")
-            return None
+            return WaitMore(0.0)
 
-    async def _events(self, wait: _Wait, stream: EventStream) -> RoundEnd | None:
+    async def _events(self, wait: _Wait, stream: EventStream) -> RoundEnd:
         watch, reader = wait.watch, EventReader()
         heard = self._loop.time()
         rest = CHECK_SECONDS if wait.follows is Trust.FULL else seconds_to_first_look(watch)
@@ -389,16 +388,16 @@ class _Line:
             now = self._loop.time()
             if chunk == b"":
                 self._known.streams.cut(now)
-                return None
+                return WaitMore(0.0)
             if chunk is None:
                 if now - heard >= SILENCE_SECONDS:
-                    self._known.streams.failed(now)
+                    self._known.streams.cut(now)
                     watch.news.append("The status stream is silent; polling.")
-                    return None
+                    return WaitMore(0.0)
                 end = await self._round(wait)
                 if not isinstance(end, WaitMore):
                     if now < over:
-                        self._known.streams.failed(now)  # a poll knew before the stream did
+                        self._known.streams.cut(now)  # a poll knew before the stream did
                     return end
                 check = self._loop.time() + (CHECK_SECONDS if wait.follows is Trust.FULL else end.seconds)
                 continue

@@ -97,11 +97,30 @@ def test_streams_cut_off_in_a_row_are_given_up_and_a_whole_one_starts_anew() -> 
     for _ in range(streaming.MAX_CUTS - 1):
         gateway.cut(NOW)
     gateway.told()
+    assert gateway.trust("auto", NOW) is Trust.FULL
     for _ in range(streaming.MAX_CUTS - 1):
         gateway.cut(NOW)
-        assert gateway.trust("auto", NOW) is Trust.FULL
+        # Nobody is left to the stream alone, and nobody without it.
+        assert gateway.trust("auto", NOW) is gateway.trust("stream", NOW) is Trust.TRIAL
     gateway.cut(NOW)
-    assert gateway.trust("auto", NOW) is Trust.NONE
+    for by in streaming.WAYS:
+        assert gateway.trust(by, NOW) is Trust.NONE
+
+
+def test_streams_that_are_cut_off_are_tried_again_soon_and_less_and_less_often() -> None:
+    gateway, now, rests = Gateway(), NOW, []
+    for _ in range(6):
+        for _ in range(streaming.MAX_CUTS):
+            gateway.cut(now)
+        begin = now
+        while gateway.trust("stream", now) is Trust.NONE:
+            now += 1.0
+        rests.append(now - begin)
+    assert rests == [60.0, 240.0, 960.0, 3600.0, 3600.0, 3600.0]
+    gateway.told()
+    for _ in range(streaming.MAX_CUTS):
+        gateway.cut(now)
+    assert gateway.trust("stream", now + rests[0]) is Trust.TRIAL
 
 
 def test_poll_never_streams() -> None:

@@ -6,12 +6,12 @@ import asyncio
 import threading
 import time
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
-from airflow_provider_uniapi_fal.protocol import watching
+from airflow_provider_uniapi_fal.protocol import cadence, streaming, watching
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, Watch
@@ -28,6 +28,11 @@ from tests.fakes import (
     handle,
     set_connection,
 )
+
+if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.protocol.streaming import WatchBy
+
+DONE = {"status": "COMPLETED", "images": [{"url": "https://example.com/a.png"}]}
 
 #: Jobs are so short that polls by the cadence come well after their end.
 RUN = {"run_seconds": 0.7}
@@ -81,10 +86,58 @@ def test_a_silent_stream_is_given_up_and_remembered(
     start: Start, monkeypatch: pytest.MonkeyPatch, stream: str
 ) -> None:
     monkeypatch.setattr(hub, "SILENCE_SECONDS", 0.3)
-    emulator = start(stream=stream, run_seconds=3.0)
-    assert all_succeed(waited(submitted(1), by="stream"))
-    assert all_succeed(waited(submitted(1), by="stream"))
-    assert len(calls(emulator, "stream")) == 1
+    monkeypatch.setattr(hub, "OPENING_SECONDS", 0.3)
+    emulator = start(stream=stream, run_seconds=1.0)
+    for number in range(1, 5):
+        assert all_succeed(waited(submitted(1), by="stream"))
+        # One may be an accident of one connection.
+        assert len(calls(emulator, "stream")) >= min(number, streaming.MAX_CUTS)
+    assert len(calls(emulator, "stream")) == streaming.MAX_CUTS
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 500, 504])
+@pytest.mark.parametrize("by", ["auto", "stream"])
+def test_streams_that_are_refused_without_end_are_asked_for_a_few_times_only(
+    monkeypatch: pytest.MonkeyPatch, status: int, by: WatchBy
+) -> None:
+    streams, looks = 0, 0
+
+    def answer(call: Exchange) -> None:
+        nonlocal streams, looks
+        if call.path.partition("?")[0].endswith("/stream"):
+            streams += 1
+            call.answer(b"", status=status)
+        else:
+            looks += 1
+            call.json({"status": "IN_PROGRESS"} if looks < 8 else DONE)
+
+    monkeypatch.setattr(cadence, "SHORTEST", 0.02)
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        [(_, end)] = waited([handle()], by=by, share_of_age=0.0)
+    assert isinstance(end, JobResult)
+    # The last look fetches the result.
+    assert (streams, looks) == (streaming.MAX_CUTS, 9)
+
+
+def test_a_stream_that_is_refused_for_being_too_much_is_not_followed_by_a_poll_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times: list[tuple[str, float]] = []
+
+    def answer(call: Exchange) -> None:
+        kind = "stream" if call.path.partition("?")[0].endswith("/stream") else "look"
+        times.append((kind, time.monotonic()))
+        if kind == "stream":
+            call.answer(b"", status=429, Retry_After="1")
+        else:
+            call.json(DONE)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        assert all_succeed(waited([handle(request_id=f"req-{number}") for number in range(5)], by="stream"))
+    refused = max(moment for kind, moment in times if kind == "stream")
+    assert min(moment for kind, moment in times if kind == "look") - refused > 0.9
 
 
 def test_streams_that_are_cut_off_are_tried_a_few_times_only(start: Start) -> None:
@@ -171,7 +224,7 @@ def test_a_changed_key_is_taken_up(monkeypatch: pytest.MonkeyPatch) -> None:
             refused.append(call.path)
             call.json({"detail": "invalid key credentials"}, 401)
         else:
-            call.json({"images": [{"url": "https://example.com/a.png"}]})
+            call.json(DONE)
 
     async def run() -> list[RoundEnd]:
         async with waits(say=lambda line: None) as waiting:

@@ -111,6 +111,14 @@ class Gateway:
         """Take note that a trial is over, however it went."""
         self._trying = False
 
+    def flows(self) -> None:
+        """
+        Take note of a stream that brought the status of a job that goes on, and more later.
+
+        One that is held back somewhere brings nothing until it ends, or a first part and nothing more.
+        """
+        self._offered = self._offered or not self._cuts
+
     def told(self) -> None:
         """Take note of a stream that told the end of its job."""
         self._offered, self._cuts, self._rest = True, 0, FIRST_REST

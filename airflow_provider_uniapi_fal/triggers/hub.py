@@ -377,6 +377,7 @@ class _Line:
 
     async def _events(self, wait: _Wait, stream: EventStream) -> RoundEnd:
         watch, reader = wait.watch, EventReader()
+        begun = False
         heard = self._loop.time()
         rest = CHECK_SECONDS if wait.follows is Trust.FULL else seconds_to_first_look(watch)
         check = heard + rest
@@ -402,6 +403,8 @@ class _Line:
                 check = self._loop.time() + (CHECK_SECONDS if wait.follows is Trust.FULL else end.seconds)
                 continue
             heard = now
+            if begun:
+                self._known.streams.flows()
             for data in reader.feed(chunk):
                 # The result may have to be fetched with another key than the one that began the stream.
                 end = await self._round(wait, data)
@@ -411,6 +414,7 @@ class _Line:
                     return end
                 if not isinstance(end, WaitMore):
                     return end
+                begun = begun or watch.state is not None
                 if wait.follows is Trust.FULL:
                     check = self._loop.time() + CHECK_SECONDS
 

@@ -76,6 +76,22 @@ def test_auto_lets_one_job_find_out_and_polls_the_others() -> None:
     assert gateway.trust("auto", NOW) is Trust.FULL
 
 
+def test_a_stream_that_goes_on_is_enough_for_the_others_but_not_after_one_that_came_to_nothing() -> None:
+    gateway = Gateway()
+    gateway.tries()
+    gateway.flows()
+    assert gateway.trust("auto", NOW) is Trust.FULL
+    for _ in range(streaming.MAX_CUTS):
+        gateway.cut(NOW)
+    gateway.trial_ended()
+    later = NOW + streaming.FIRST_REST
+    gateway.flows()
+    gateway.tries()
+    assert gateway.trust("auto", later) is Trust.NONE
+    gateway.told()
+    assert gateway.trust("auto", later) is Trust.FULL
+
+
 def test_a_trial_that_told_nothing_leaves_room_for_the_next() -> None:
     gateway = Gateway()
     gateway.tries()

@@ -14,6 +14,7 @@ from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.protocol import cadence, streaming, watching
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
+from airflow_provider_uniapi_fal.protocol.streaming import Trust
 from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, Watch
 from airflow_provider_uniapi_fal.triggers import hub
 from airflow_provider_uniapi_fal.triggers.hub import waits
@@ -151,11 +152,58 @@ def test_auto_lets_one_job_find_out_while_it_is_polled_like_the_others(start: St
     assert all_succeed(waited(submitted(5)))
     streams = [each["time"] for each in calls(emulator, "stream")]
     polls = len(calls(emulator, "status"))
-    assert [moment for moment in streams if moment < streams[0] + 1.5] == streams[:1]
-    assert polls >= 5
+    assert [moment for moment in streams if moment < streams[0] + 1.0] == streams[:1]
+    assert polls >= 1
     assert all_succeed(waited(submitted(5)))
     assert len(calls(emulator, "stream")) == len(streams) + 5
     assert len(calls(emulator, "status")) == polls
+
+
+def test_auto_follows_the_others_while_the_first_job_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    asked: list[str] = []
+
+    def answer(call: Exchange) -> None:
+        path = call.path.partition("?")[0]
+        asked.append(path.rpartition("/requests/")[2])
+        if path.endswith("/stream"):
+            call.head(None, "text/event-stream")
+            events(call, "IN_PROGRESS")
+            if "req-long" in path:
+                while not done.wait(0.05):
+                    call.write(b": still here\n\n")
+            events(call, "COMPLETED")
+            call.hang_up()
+        else:
+            call.json({"status": "IN_PROGRESS"} if path.endswith("/status") else DONE)
+
+    def job(name: str) -> Watch:
+        path = f"/flux/requests/req-{name}"
+        return Watch(handle(request_id=f"req-{name}", status_path=f"{path}/status", response_path=path))
+
+    async def run() -> list[RoundEnd]:
+        async with waits(say=lambda line: None) as waiting:
+            waiting.add(job("long"))
+            [line] = hub._lines[asyncio.get_running_loop()].values()
+            deadline = time.monotonic() + 20
+            while line._known.streams.trust("auto", time.monotonic()) is not Trust.FULL:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+            for number in range(5):
+                waiting.add(job(str(number)))
+            ends = [(await waiting.next_end())[1] for _ in range(5)]
+            assert waiting.open == 1
+        return ends
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        try:
+            ends = asyncio.run(run())
+        finally:
+            done.set()
+    assert all(isinstance(end, JobResult) for end in ends)
+    short = [each for each in asked if "long" not in each]
+    assert sorted(short) == sorted(each for n in range(5) for each in (f"req-{n}/status/stream", f"req-{n}"))
 
 
 @pytest.mark.parametrize("stream", ["silent", "buffered"])

@@ -20,6 +20,8 @@ from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from airflow.sdk.exceptions import AirflowNotFoundException
+
 from airflow_provider_uniapi_fal.exceptions import FalError
 from airflow_provider_uniapi_fal.hooks.fal import (
     FalHook,
@@ -78,6 +80,10 @@ CONNECTION_SECONDS = 60.0
 
 #: After a key was refused and the connection had no other one, it is not read again for so long.
 REFUSED_SECONDS = 2.0
+
+#: After the connection could not be read, it is not read again for so long; so often a wait tries it.
+UNREAD_SECONDS = 1.0
+MAX_UNREAD = 8
 
 
 @asynccontextmanager
@@ -161,7 +167,7 @@ class Waits:
 class _Wait:
     """One wait in its line: a timer until its look is due, a task while it is looked at."""
 
-    __slots__ = ("dropped", "follows", "line", "look", "met", "owner", "polls", "timer", "watch")
+    __slots__ = ("dropped", "follows", "line", "look", "met", "owner", "polls", "timer", "unread", "watch")
 
     def __init__(self, watch: Watch, owner: Waits, line: _Line) -> None:
         self.watch = watch
@@ -172,12 +178,21 @@ class _Wait:
         self.follows = Trust.NONE
         self.polls = False  # whether its next look is a poll, because its stream came to nothing
         self.met = False  # whether its first look has been made
+        self.unread = 0  # how often it found the connection not readable
         self.dropped = False
 
     def stop_timer(self) -> None:
         if self.timer is not None:
             self.timer.cancel()
             self.timer = None
+
+
+class _Unread(Exception):
+    """The connection could not be read, for a reason that may pass."""
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 class _Line:
@@ -199,6 +214,8 @@ class _Line:
         self._hook = FalHook(fal_conn_id)
         self._reading = asyncio.Lock()
         self._read_at = -math.inf
+        #: Why the connection could not be read the last time, and when that was.
+        self._unread: tuple[float, Exception] | None = None
         self._refused_at = -math.inf
         self._open: tuple[GatewayAccount, NonblockingTransport] | None = None
         self._lent = AsyncExitStack()
@@ -324,11 +341,25 @@ class _Line:
     async def _look(self, wait: _Wait) -> RoundEnd:
         try:
             return await (self._round(wait) if wait.follows is Trust.NONE else self._follow(wait))
+        except _Unread as unread:
+            return _broken_off(unread.error) if self._gives_up(wait) else self._later(wait)
         except FalError as error:
             return error.failure.while_waiting(wait.watch.handle.request_id)
         except Exception as error:  # noqa: BLE001 - one wait's fault is not to end the others of its trigger
             _complain("A wait was broken off.", error)
             return _broken_off(error)
+
+    def _gives_up(self, wait: _Wait) -> bool:
+        """Whether a wait that cannot be looked after is at its end."""
+        wait.unread += 1
+        deadline = next_deadline(wait.watch)
+        return wait.unread >= MAX_UNREAD or (deadline is not None and deadline <= time.time())
+
+    def _later(self, wait: _Wait) -> WaitMore:
+        seconds = retrying.backoff(wait.unread, random.random())
+        wait.watch.news.append(f"The connection cannot be read; trying again in {seconds:.0f} seconds.")
+        deadline = next_deadline(wait.watch)
+        return WaitMore(seconds if deadline is None else max(min(seconds, deadline - time.time()), 0.0))
 
     async def _round(self, wait: _Wait, told: bytes | None = None) -> RoundEnd:
         account, transport = await self._access(arriving=not wait.met)
@@ -440,7 +471,28 @@ class _Line:
             return self._open
         async with self._reading:
             old = arriving and self._loop.time() - self._read_at > CONNECTION_SECONDS
-            return self._open if self._open and not old else await self._read()
+            if self._open and not old:
+                return self._open
+            if self._unread is not None and self._loop.time() - self._unread[0] < UNREAD_SECONDS:
+                raise _Unread(self._unread[1])
+            try:
+                return await self._read()
+            except (FalError, AirflowNotFoundException) as error:
+                # It was read; that it is wrong, or not there, will not pass by itself.
+                if self._open is None:
+                    raise
+                self._try_later(error)
+            except Exception as error:
+                if self._open is None:
+                    self._unread = (self._loop.time(), error)
+                    raise _Unread(error) from error
+                self._try_later(error)
+            return self._open
+
+    def _try_later(self, error: Exception) -> None:
+        """Go on with the account that is known, which was good until now."""
+        self._read_at = self._loop.time() - CONNECTION_SECONDS + REFUSED_SECONDS
+        _complain(f"The connection {self._fal_conn_id} could not be read again; going on as before.", error)
 
     async def _has_changed(self, refused: GatewayAccount) -> bool:
         """Whether there is another account by now than the one whose key was refused."""
@@ -450,7 +502,12 @@ class _Line:
                 return True
             if now - self._refused_at < REFUSED_SECONDS:
                 return False
-            account, _ = await self._read()
+            try:
+                account, _ = await self._read()
+            except Exception as error:  # noqa: BLE001 - nothing is known of another key then, and it is asked again
+                self._refused_at = now
+                _complain(f"The connection {self._fal_conn_id} could not be read again.", error)
+                return False
             self._refused_at = now if account == refused else -math.inf
             return account != refused
 

@@ -624,6 +624,86 @@ def connections_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return read
 
 
+def cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[str]]:
+    """Give a switch that keeps the connection from being read, and the readings that were tried."""
+    away, tried = threading.Event(), connections_read(monkeypatch)
+    real: Callable[[str], Awaitable[Any]] = FalHook.aget_connection
+
+    async def aget_connection(conn_id: str) -> Any:
+        found = await real(conn_id)
+        if away.is_set():
+            raise RuntimeError("The API server is away.")
+        return found
+
+    monkeypatch.setattr(FalHook, "aget_connection", staticmethod(aget_connection))
+    return away, tried
+
+
+def test_a_wait_that_comes_while_the_connection_cannot_be_read_takes_the_account_that_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub, "CONNECTION_SECONDS", 0.0)
+    away, tried = cannot_be_read(monkeypatch)
+
+    async def run() -> dict[str, RoundEnd]:
+        async with waits(say=silent) as waiting:
+            waiting.add(named("old", poke_interval=60.0))
+            await until(lambda: bool(server.seen))
+            away.set()
+            for number in range(5):
+                waiting.add(named(number))
+            return {
+                watch.handle.request_id: end for watch, end in [await waiting.next_end() for _ in range(5)]
+            }
+
+    def answer(call: Exchange) -> None:
+        call.json(PENDING if "req-old" in call.path else DONE)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        ends = asyncio.run(run())
+    assert all(isinstance(end, JobResult) for end in ends.values())
+    # Nor does each of them try it.
+    assert len(tried) <= 3
+
+
+def test_a_connection_that_cannot_be_read_for_a_while_ends_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    away, tried = cannot_be_read(monkeypatch)
+    away.set()
+
+    async def run() -> dict[str, RoundEnd]:
+        async with waits(say=silent) as waiting:
+            for number in range(20):
+                waiting.add(named(number))
+            await until(lambda: bool(tried))
+            await asyncio.sleep(0.2)
+            away.clear()
+            return await ends_of(waiting)
+
+    with ScriptedServer(lambda call: call.json(DONE)) as server:
+        set_connection(monkeypatch, server.url)
+        ends = asyncio.run(run())
+    assert all(isinstance(end, JobResult) for end in ends.values())
+    assert len(ends) == 20
+
+
+@pytest.mark.parametrize("deadline", [None, 0.5])
+def test_a_connection_that_can_never_be_read_ends_its_waits(
+    monkeypatch: pytest.MonkeyPatch, deadline: float | None
+) -> None:
+    if deadline is None:
+        monkeypatch.setattr(retrying, "backoff", lambda attempt, jitter: 0.01)
+        monkeypatch.setattr(hub, "UNREAD_SECONDS", 0.01)
+    away, tried = cannot_be_read(monkeypatch)
+    away.set()
+    with ScriptedServer(lambda call: call.json(DONE)) as server:
+        set_connection(monkeypatch, server.url)
+        ends = waited(*(named(n, deadline=deadline and time.time() + deadline) for n in range(5)))
+    assert all("RuntimeError" in failure(end).what and failure(end).may_run for end in ends.values())
+    assert 1 <= len(tried) <= 5 * hub.MAX_UNREAD
+    assert not server.seen
+
+
 def test_the_connection_is_read_once_for_all(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     start(run_seconds=0.2)
     jobs = submitted(20)

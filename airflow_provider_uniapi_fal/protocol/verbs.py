@@ -8,6 +8,7 @@ differ.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 from airflow_provider_uniapi_fal.protocol import retrying
@@ -106,7 +107,7 @@ def look(
     request = dialect.status_request(handle, logs=logs)
     if isinstance(request, Failure):
         return request
-    sent = yield from send(request)
+    sent = yield from send(replace(request, brief=True))
     if not isinstance(sent, HttpReply):
         return LookAgain(_no_reply(sent))
     return dialect.read_status(handle, sent, clock())

@@ -18,6 +18,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from contextvars import copy_context
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from airflow.sdk.exceptions import AirflowNotFoundException
@@ -31,7 +32,7 @@ from airflow_provider_uniapi_fal.hooks.fal import (
 )
 from airflow_provider_uniapi_fal.protocol import retrying
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
-from airflow_provider_uniapi_fal.protocol.messages import HttpReply
+from airflow_provider_uniapi_fal.protocol.messages import HttpReply, ReplyLost
 from airflow_provider_uniapi_fal.protocol.pacing import Pace
 from airflow_provider_uniapi_fal.protocol.streaming import (
     CHECK_SECONDS,
@@ -62,6 +63,14 @@ MAX_BODY_BYTES = 1024 * 1024
 
 #: Looks under way at once on one connection. The others wait for their turn.
 MAX_LOOKS_AT_ONCE = 100
+
+#: A status has so many seconds, and its job's next one twice as many if it was not there by then.
+STATUS_SECONDS = 10.0
+
+#: Looks that hang are counted apart, so that they keep no other from beginning: those under way for so many seconds,
+#: and those of jobs whose last status did not come in time.
+SLOW_SECONDS = 2.0
+MAX_SLOW_LOOKS = 100
 
 #: Looks that begin in one turn of the event loop, which all triggers share: a crowd does not block it.
 LOOKS_A_TURN = 8
@@ -167,7 +176,21 @@ class Waits:
 class _Wait:
     """One wait in its line: a timer until its look is due, a task while it is looked at."""
 
-    __slots__ = ("dropped", "follows", "line", "look", "met", "owner", "polls", "timer", "unread", "watch")
+    __slots__ = (
+        "dropped",
+        "due_at",
+        "follows",
+        "line",
+        "look",
+        "met",
+        "owner",
+        "patience",
+        "polls",
+        "slow",
+        "timer",
+        "unread",
+        "watch",
+    )
 
     def __init__(self, watch: Watch, owner: Waits, line: _Line) -> None:
         self.watch = watch
@@ -179,6 +202,9 @@ class _Wait:
         self.polls = False  # whether its next look is a poll, because its stream came to nothing
         self.met = False  # whether its first look has been made
         self.unread = 0  # how often it found the connection not readable
+        self.due_at = 0.0
+        self.patience = STATUS_SECONDS
+        self.slow = False  # whether its last status did not come in time
         self.dropped = False
 
     def stop_timer(self) -> None:
@@ -205,7 +231,10 @@ class _Line:
         # Each is an ordered set; those whose time is over come first, and wait for no pause.
         self._overdue: dict[_Wait, None] = {}
         self._due: dict[_Wait, None] = {}
-        self._looks = 0
+        self._slow: dict[_Wait, None] = {}
+        #: The looks under way with the times at which they began, and how many there are besides that hang.
+        self._looks: dict[_Wait, float] = {}
+        self._slow_looks = 0
         self._streams = 0
         #: Until these are over, no look begins.
         self._turn: asyncio.Handle | None = None
@@ -233,8 +262,8 @@ class _Line:
         if wait.look is not None:
             wait.look.cancel()
             return wait.look
-        self._due.pop(wait, None)
-        self._overdue.pop(wait, None)
+        for queue in (self._overdue, self._due, self._slow):
+            queue.pop(wait, None)
         return None
 
     async def leave(self, owner: Waits) -> None:
@@ -259,7 +288,8 @@ class _Line:
         if left <= 0:
             self._is_over(wait)
             return
-        self._due[wait] = None
+        wait.due_at = self._loop.time()
+        (self._slow if wait.slow else self._due)[wait] = None
         self._serve()
         # A pause, however long, does not hold up the end of its time.
         if left < math.inf and wait.look is None:
@@ -267,15 +297,19 @@ class _Line:
 
     def _is_over(self, wait: _Wait) -> None:
         wait.timer = None
-        self._due.pop(wait, None)
+        for queue in (self._due, self._slow):
+            queue.pop(wait, None)
+        wait.slow = False
         self._overdue[wait] = None
         self._serve()
 
     def _serve(self) -> None:
         """Begin the looks that are due, as many as may be under way, and no faster than the pace allows."""
-        while self._looks < MAX_LOOKS_AT_ONCE and self._turn is None and (self._overdue or self._due):
-            first = self._overdue or self._due
+        while self._turn is None:
             now = self._loop.time()
+            first = self._next(now)
+            if first is None:
+                return
             start = self._known.pace.may_start_at(now, urgent=first is self._overdue)
             if start > now:
                 self._pause_until(start)
@@ -287,6 +321,30 @@ class _Line:
             wait = next(iter(first))
             del first[wait]
             self._begin(wait, now)
+
+    def _next(self, now: float) -> dict[_Wait, None] | None:
+        """Return the queue of which one may begin; None if none may."""
+        first = self._overdue or self._due
+        slow = self._slow if self._slow_looks < MAX_SLOW_LOOKS else None
+        if not (first and self._has_room(now)):
+            return slow or None
+        if slow and first is self._due and next(iter(slow)).due_at < next(iter(first)).due_at:
+            return slow
+        return first
+
+    def _has_room(self, now: float) -> bool:
+        """Whether one more look may be under way; if one has hung for long, it makes room."""
+        if len(self._looks) < MAX_LOOKS_AT_ONCE:
+            return True
+        if self._slow_looks >= MAX_SLOW_LOOKS:
+            return False
+        oldest, begun = next(iter(self._looks.items()))
+        if now < begun + SLOW_SECONDS:
+            self._pause_until(begun + SLOW_SECONDS)
+            return False
+        del self._looks[oldest]
+        self._slow_looks += 1
+        return True
 
     def _pause_until(self, start: float) -> None:
         """Serve at that time at the latest; an earlier time may have been set already."""
@@ -309,10 +367,12 @@ class _Line:
         wait.stop_timer()
         self._known.pace.started(now)
         wait.follows = Trust.NONE if wait.polls else self._trust(wait)
-        if wait.follows is Trust.NONE:
-            self._looks += 1
-        else:
+        if wait.follows is not Trust.NONE:
             self._streams += 1
+        elif wait.slow:
+            self._slow_looks += 1
+        else:
+            self._looks[wait] = now
         if wait.follows is Trust.TRIAL:
             self._known.streams.tries()
         look = wait.look = wait.owner.context.run(asyncio.ensure_future, self._look(wait))
@@ -321,10 +381,12 @@ class _Line:
 
     def _has_looked(self, wait: _Wait, look: asyncio.Task[RoundEnd]) -> None:
         wait.look = None
-        if wait.follows is Trust.NONE:
-            self._looks -= 1
-        else:
+        if wait.follows is not Trust.NONE:
             self._streams -= 1
+        elif wait in self._looks:
+            del self._looks[wait]
+        else:
+            self._slow_looks -= 1
         if wait.follows is Trust.TRIAL:
             self._known.streams.trial_ended()
         if not look.cancelled() and not wait.dropped:
@@ -365,7 +427,9 @@ class _Line:
         account, transport = await self._access(arriving=not wait.met)
         wait.met = True
         while True:
-            end = await transport.run(watching_round(wait.watch, told), self._heard)
+            end = await transport.run(
+                watching_round(wait.watch, told), partial(self._heard, wait), brief_seconds=wait.patience
+            )
             if not key_was_refused(end):
                 return end
             # The key in the connection may have been changed while the job ran.
@@ -457,9 +521,15 @@ class _Line:
             jitter=random.random(),
         )
 
-    def _heard(self, sent: Sent, started_at: float) -> None:
+    def _heard(self, wait: _Wait, sent: Sent, started_at: float) -> None:
         """Take note of how the gateway bears what it is asked."""
+        if isinstance(sent, ReplyLost):
+            wait.slow = self._loop.time() - started_at >= wait.patience
+            if wait.slow:
+                # If it is not stuck, but that slow, it is to have its time.
+                wait.patience *= 2
         if isinstance(sent, HttpReply):
+            wait.slow, wait.patience = False, STATUS_SECONDS
             if sent.status == 429:
                 self._note_refusal(sent, started_at)
             else:

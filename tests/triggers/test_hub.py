@@ -90,10 +90,10 @@ def test_each_wait_ends_with_its_own_job_and_a_failed_one_touches_no_other(start
 def test_an_unexpected_error_is_the_end_of_one_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     real = watching_round
 
-    def broken(watch: Watch) -> Any:
+    def broken(watch: Watch, told: bytes | None) -> Any:
         if watch.handle.request_id == "req-bad":
             raise ZeroDivisionError
-        return real(watch)
+        return real(watch, told)
 
     monkeypatch.setattr(hub, "watching_round", broken)
     with ScriptedServer(lambda call: call.json(DONE)) as server:
@@ -160,6 +160,63 @@ def test_no_more_looks_are_under_way_than_the_bound_and_none_is_starved(
         assert server.connections <= 4
 
 
+@pytest.mark.parametrize("hanging", [12, 60])
+def test_jobs_whose_looks_hang_keep_no_other_from_being_looked_at(
+    monkeypatch: pytest.MonkeyPatch, hanging: int
+) -> None:
+    monkeypatch.setattr(hub, "MAX_LOOKS_AT_ONCE", 4)
+    monkeypatch.setattr(hub, "MAX_SLOW_LOOKS", 8)
+    monkeypatch.setattr(hub, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(hub, "STATUS_SECONDS", 0.5)
+    over = threading.Event()
+
+    def answer(call: Exchange) -> None:
+        if "req-bad" in call.path:
+            over.wait(30)
+        else:
+            call.json(DONE)
+
+    async def run() -> dict[str, RoundEnd]:
+        async with waits(say=silent) as waiting:
+            for number in range(hanging):
+                waiting.add(named(f"bad-{number}"))
+            await until(lambda: len(server.seen) >= 4)
+            for number in range(5):
+                waiting.add(named(number))
+            ends = {}
+            for _ in range(5):
+                watch, end = await asyncio.wait_for(waiting.next_end(), 20)
+                ends[watch.handle.request_id] = end
+            [line] = hub._lines[asyncio.get_running_loop()].values()
+            assert len(line._looks) <= 4
+            assert line._slow_looks <= 8
+            return ends
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        try:
+            ends = asyncio.run(run())
+        finally:
+            over.set()
+    assert all(isinstance(end, JobResult) for end in ends.values())
+    assert set(ends) == {f"req-{number}" for number in range(5)}
+
+
+def test_a_status_that_takes_its_time_is_waited_for_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "STATUS_SECONDS", 0.1)
+
+    def answer(call: Exchange) -> None:
+        if "/status" in call.path:
+            time.sleep(0.7)
+        call.json(DONE)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        assert isinstance(waited(named("a"))["req-a"], JobResult)
+        # 0.1, 0.2, 0.4 and 0.8 seconds, and the result; a loaded machine may need one more.
+        assert 5 <= len(server.seen) <= 7
+
+
 def test_a_crowd_that_is_due_at_once_begins_few_looks_in_a_turn_of_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -186,9 +243,9 @@ async def turns_of_looks(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[
     turn = 0
     real = watching_round
 
-    def counted(watch: Watch) -> Any:
+    def counted(watch: Watch, told: bytes | None) -> Any:
         begun.append(turn)
-        return real(watch)
+        return real(watch, told)
 
     async def turns() -> None:
         nonlocal turn

@@ -127,8 +127,10 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """
     Start emulators whose jobs end at once unless said otherwise; the connections lead to the last one.
 
-    What other tests taught this process is forgotten: how long jobs take, and how the gateway is.
+    What other tests taught this process is forgotten: how long jobs take, and how the gateway is. Nobody waits for a
+    new key.
     """
+    monkeypatch.setattr(hub, "NEW_KEY_SECONDS", 0.0)
     monkeypatch.setattr(hooks, "EXPERIENCE", Experience())
     with contextlib.ExitStack() as stack:
 

@@ -90,6 +90,11 @@ CONNECTION_SECONDS = 60.0
 #: After a key was refused and the connection had no other one, it is not read again for so long.
 REFUSED_SECONDS = 2.0
 
+#: A key may be revoked before the new one is in the connection: a wait whose key is refused looks again for so long,
+#: with pauses that grow to so many seconds. What it waits for is paid.
+NEW_KEY_SECONDS = 300.0
+LONGEST_REFUSED_REST = 20.0
+
 #: After the connection could not be read, it is not read again for so long; so often a wait tries it.
 UNREAD_SECONDS = 1.0
 MAX_UNREAD = 8
@@ -186,6 +191,7 @@ class _Wait:
         "owner",
         "patience",
         "polls",
+        "refused_at",
         "slow",
         "timer",
         "unread",
@@ -202,6 +208,7 @@ class _Wait:
         self.polls = False  # whether its next look is a poll, because its stream came to nothing
         self.met = False  # whether its first look has been made
         self.unread = 0  # how often it found the connection not readable
+        self.refused_at = math.inf  # since when its key is refused
         self.due_at = 0.0
         self.patience = STATUS_SECONDS
         self.slow = False  # whether its last status did not come in time
@@ -431,13 +438,27 @@ class _Line:
                 watching_round(wait.watch, told), partial(self._heard, wait), brief_seconds=wait.patience
             )
             if not key_was_refused(end):
+                wait.refused_at = math.inf
                 return end
             # The key in the connection may have been changed while the job ran.
             if not await self._has_changed(account):
-                return end
+                return self._for_a_new_key(wait, end)
             account, transport = await self._access()
             told = None
             wait.watch.news.append("The connection's key was changed; looking again with the new one.")
+
+    def _for_a_new_key(self, wait: _Wait, end: RoundEnd) -> RoundEnd:
+        """Wait some more with a key that is refused and was not changed, or end."""
+        now = self._loop.time()
+        wait.refused_at = min(wait.refused_at, now)
+        refused = now - wait.refused_at
+        deadline = next_deadline(wait.watch)
+        left = math.inf if deadline is None else deadline - time.time()
+        if isinstance(end, WaitMore) or refused >= NEW_KEY_SECONDS or left <= 0:
+            return end
+        rest = min(max(refused / 2, REFUSED_SECONDS), LONGEST_REFUSED_REST)
+        wait.watch.news.append(f"The key is refused; looking for another one in {rest:.0f} seconds.")
+        return WaitMore(min(rest, left))
 
     def _trust(self, wait: _Wait) -> Trust:
         """Tell whether a wait is to follow its job's stream now."""

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from airflow_provider_uniapi_fal.hooks.fal import FalHook, watching_round
-from airflow_provider_uniapi_fal.protocol import retrying
+from airflow_provider_uniapi_fal.protocol import retrying, watching
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, WaitMore, Watch
@@ -812,6 +812,52 @@ def test_a_key_that_is_refused_and_was_not_changed_is_not_read_again_for_each_wa
     ends = waited(*(Watch(job, poke_interval=0.05) for job in jobs))
     assert {failure(end).kind for end in ends.values()} == {FailureKind.AUTH}
     assert len(read) == 2
+
+
+def test_a_key_that_is_revoked_before_the_new_one_is_there_ends_no_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watching, "MAX_UNCLEAR", 2)
+    monkeypatch.setattr(hub, "REFUSED_SECONDS", 0.05)
+    keys: list[str] = []
+
+    def answer(call: Exchange) -> None:
+        keys.append(call.headers["Authorization"].removeprefix("Key "))
+        if keys[-1] == "sk-new-key":
+            call.json(DONE)
+        else:
+            call.json({"detail": "invalid key credentials"}, 401)
+
+    async def run() -> dict[str, RoundEnd]:
+        async with waits(say=silent) as waiting:
+            for number in range(5):
+                waiting.add(named(number))
+            # More than any of them may be refused without being kept.
+            await until(lambda: len(keys) >= 5 * 4)
+            change_key("sk-new-key")
+            return await ends_of(waiting)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url, key="sk-old-key")
+        ends = asyncio.run(run())
+    assert all(isinstance(end, JobResult) for end in ends.values())
+    assert len(ends) == 5
+
+
+@pytest.mark.parametrize("bound", ["the key's", "its own"])
+def test_a_key_that_stays_refused_ends_its_waits_in_bounded_time(
+    monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(watching, "MAX_UNCLEAR", 2)
+    monkeypatch.setattr(hub, "REFUSED_SECONDS", 0.05)
+    if bound == "the key's":
+        monkeypatch.setattr(hub, "NEW_KEY_SECONDS", 0.5)
+    deadline = time.time() + 1 if bound == "its own" else None
+    with ScriptedServer(lambda call: call.json({"detail": "invalid key credentials"}, 401)) as server:
+        set_connection(monkeypatch, server.url)
+        ends = waited(*(named(number, deadline=deadline) for number in range(3)))
+        assert len(server.seen) >= 3 * 3
+    assert {failure(end).kind for end in ends.values()} == {FailureKind.AUTH}
 
 
 def test_a_corrected_connection_is_taken_up_by_who_comes_later(

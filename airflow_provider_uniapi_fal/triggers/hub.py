@@ -32,7 +32,7 @@ from airflow_provider_uniapi_fal.hooks.fal import (
 )
 from airflow_provider_uniapi_fal.protocol import retrying
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
-from airflow_provider_uniapi_fal.protocol.messages import HttpReply, ReplyLost
+from airflow_provider_uniapi_fal.protocol.messages import HttpReply
 from airflow_provider_uniapi_fal.protocol.pacing import Pace
 from airflow_provider_uniapi_fal.protocol.streaming import (
     CHECK_SECONDS,
@@ -68,7 +68,7 @@ MAX_LOOKS_AT_ONCE = 100
 STATUS_SECONDS = 10.0
 
 #: Looks that hang are counted apart, so that they keep no other from beginning: those under way for so many seconds,
-#: and those of jobs whose last status did not come in time.
+#: and those of jobs whose last look got no reply for as long.
 SLOW_SECONDS = 2.0
 MAX_SLOW_LOOKS = 100
 
@@ -211,7 +211,7 @@ class _Wait:
         self.refused_at = math.inf  # since when its key is refused
         self.due_at = 0.0
         self.patience = STATUS_SECONDS
-        self.slow = False  # whether its last status did not come in time
+        self.slow = False  # whether its last look got no reply for long
         self.dropped = False
 
     def stop_timer(self) -> None:
@@ -544,12 +544,13 @@ class _Line:
 
     def _heard(self, wait: _Wait, sent: Sent, started_at: float) -> None:
         """Take note of how the gateway bears what it is asked."""
-        if isinstance(sent, ReplyLost):
-            wait.slow = self._loop.time() - started_at >= wait.patience
-            if wait.slow:
+        if not isinstance(sent, HttpReply):
+            seconds = self._loop.time() - started_at
+            wait.slow = seconds >= min(SLOW_SECONDS, wait.patience)
+            if seconds >= wait.patience:
                 # If it is not stuck, but that slow, it is to have its time.
                 wait.patience *= 2
-        if isinstance(sent, HttpReply):
+        else:
             wait.slow, wait.patience = False, STATUS_SECONDS
             if sent.status == 429:
                 self._note_refusal(sent, started_at)
@@ -574,6 +575,7 @@ class _Line:
                     raise
                 self._try_later(error)
             except Exception as error:
+                # The database, its API server or a secrets backend: all may be away for a while.
                 if self._open is None:
                     self._unread = (self._loop.time(), error)
                     raise _Unread(error) from error

@@ -30,7 +30,6 @@ class HttpRequest:
     :param headers: headers besides the credential and the connection's own
     :param json: the body, or None for no body
     :param read_timeout: seconds for a whole reply; None for the account's
-    :param brief: the reply is short and should come at once, as a status does
     """
 
     method: Literal["GET", "POST", "PUT"]
@@ -40,7 +39,6 @@ class HttpRequest:
     headers: Mapping[str, str] = field(default_factory=dict)
     json: Mapping[str, Any] | None = None
     read_timeout: float | None = None
-    brief: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,9 +87,14 @@ Sent: TypeAlias = "HttpReply | NotSent | ReplyLost"
 
 @dataclass(frozen=True)
 class Send:
-    """Effect of a flow: send this request; the answer is a :data:`Sent`."""
+    """
+    Effect of a flow: send this request; the answer is a :data:`Sent`.
+
+    :param brief: the reply is short and should come at once, as a status does
+    """
 
     request: HttpRequest
+    brief: bool = False
 
 
 @dataclass(frozen=True)

@@ -54,6 +54,8 @@ class Pace:
 
         :param urgent: it may not be made later: it waits for no pause, and not for long
         """
+        if math.isinf(self._rate):
+            return now
         gap = self._gap(now)
         if urgent:
             return max(now, self._last_start + min(gap, URGENT_GAP))

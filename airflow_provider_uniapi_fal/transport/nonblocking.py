@@ -104,7 +104,7 @@ class NonblockingTransport:
             while not isinstance(effect, Done):
                 if isinstance(effect, Send):
                     begun = asyncio.get_running_loop().time()
-                    sent = await self._send(effect.request, brief_seconds)
+                    sent = await self._send(effect, brief_seconds)
                     if heard is not None:
                         heard(sent, begun)
                     effect = advance(flow, sent)
@@ -176,9 +176,10 @@ class NonblockingTransport:
         if self._closing:
             await self.close()
 
-    async def _send(self, request: HttpRequest, brief_seconds: float) -> Sent:
+    async def _send(self, effect: Send, brief_seconds: float) -> Sent:
+        request = effect.request
         patience = request.read_timeout or self.account.read_timeout
-        if request.brief:
+        if effect.brief:
             patience = min(patience, brief_seconds)
         try:
             return await self._send_once(request, patience)

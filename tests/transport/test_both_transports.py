@@ -26,6 +26,7 @@ from airflow_provider_uniapi_fal.protocol.messages import (
     Sleep,
 )
 from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
+from airflow_provider_uniapi_fal.protocol.verbs import send
 from airflow_provider_uniapi_fal.transport.blocking import BlockingTransport
 from airflow_provider_uniapi_fal.transport.nonblocking import NonblockingTransport, pooled
 from tests.transport.servers import (
@@ -581,8 +582,8 @@ def test_a_reply_that_should_come_at_once_has_less_time_if_the_caller_says_so(
     async def use() -> Any:
         transport = NonblockingTransport(account_at(server.url, read_timeout=read_timeout))
         try:
-            return await transport.run(asking(replace(GET, brief=brief)), brief_seconds=brief_seconds)
+            return await transport.run(send(GET, brief=brief), brief_seconds=brief_seconds)
         finally:
             await transport.close()
 
-    assert isinstance(only(asyncio.run(use())), ReplyLost if lost else HttpReply)
+    assert isinstance(asyncio.run(use()), ReplyLost if lost else HttpReply)

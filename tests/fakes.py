@@ -112,7 +112,8 @@ def set_connection(
     conn_id: str = "fal_default",
     **extra: Any,
 ) -> None:
-    """Put a connection into the environment."""
+    """Put a connection into the environment; of its gateway nothing is known yet."""
+    hub._gateways.pop(conn_id, None)
     extra = {"media_hosts": ["127.0.0.1"], **extra}
     value = {"conn_type": "uniapi_fal", "host": url, "password": key, "extra": extra}
     monkeypatch.setenv(f"AIRFLOW_CONN_{conn_id.upper()}", json.dumps(value))
@@ -126,10 +127,11 @@ def start(monkeypatch: pytest.MonkeyPatch) -> Iterator[Start]:
     """
     Start emulators whose jobs end at once unless said otherwise; the connections lead to the last one.
 
-    What other tests taught this process is forgotten: how long jobs take, and whether a gateway has streams.
+    What other tests taught this process is forgotten: how long jobs take, and how the gateway is. Nobody waits for a
+    new key.
     """
+    monkeypatch.setattr(hub, "NEW_KEY_SECONDS", 0.0)
     monkeypatch.setattr(hooks, "EXPERIENCE", Experience())
-    monkeypatch.setattr(hub, "_gateways", {})
     with contextlib.ExitStack() as stack:
 
         def begin(**settings: Any) -> Emulator:

@@ -51,6 +51,9 @@ CLEAR_SECONDS = 60.0
 #: Seconds that a killed task may spend on finding out whether a user has killed it. Airflow allows five.
 KILL_SECONDS = 3.0
 
+#: Seconds in which a job counts as submitted just now: so long its records and the way to the wait may take.
+JUST_NOW = 7.0
+
 
 class GeneratingOperator(DeferringOperator, SubmittingOperator):
     """
@@ -153,8 +156,11 @@ class GeneratingOperator(DeferringOperator, SubmittingOperator):
                 logs=self.logs,
             )
             in_worker = self.defer_after if self.deferrable else None
+            # Of a job that was submitted just now the stream tells enough, and the trigger may open it at once.
+            streamed = self.watch == "stream" and self.poke_interval is None
+            told = in_worker == 0 and streamed and now - handle.submitted_at < JUST_NOW
             try:
-                end = hook.watch_for(watch, in_worker, self._say)
+                end = WaitMore(0.0) if told else hook.watch_for(watch, in_worker, self._say)
                 if not isinstance(end, WaitMore):
                     return self._deliver(context, ledger, record, hook.delivered(watch, end))
             except FalError as error:

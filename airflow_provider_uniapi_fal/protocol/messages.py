@@ -90,9 +90,14 @@ Sent: TypeAlias = "HttpReply | NotSent | ReplyLost"
 
 @dataclass(frozen=True)
 class Send:
-    """Effect of a flow: send this request; the answer is a :data:`Sent`."""
+    """
+    Effect of a flow: send this request; the answer is a :data:`Sent`.
+
+    :param brief: the reply is short and should come at once, as a status does
+    """
 
     request: HttpRequest
+    brief: bool = False
 
 
 @dataclass(frozen=True)

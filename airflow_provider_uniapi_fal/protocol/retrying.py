@@ -17,7 +17,9 @@ MAX_SUBMIT_WAIT = 120.0
 MAX_READ_ATTEMPTS = 4
 LONGEST_READ_PAUSE = 30.0
 
+#: What a submit is waited with at most, and a read: a finished job's result may be kept for six minutes only.
 LONGEST_RETRY_AFTER = 3600.0
+LONGEST_REST = 60.0
 
 
 def retry_after(reply: HttpReply, now: float) -> float | None:
@@ -34,12 +36,25 @@ def retry_after(reply: HttpReply, now: float) -> float | None:
     except ValueError:
         try:
             date = parsedate_to_datetime(value)
-        except ValueError:
+            seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now
+        except (ValueError, OverflowError):
             return None
-        seconds = (date if date.tzinfo else date.replace(tzinfo=timezone.utc)).timestamp() - now
     if not math.isfinite(seconds):
         return None
     return min(max(seconds, 0.0), LONGEST_RETRY_AFTER)
+
+
+def look_again_after(reply: HttpReply, now: float) -> float | None:
+    """
+    Return the seconds for which a reply to a read asks, within reason; None if it asks nothing.
+
+    A look costs the gateway little, and what is waited for is paid and may be gone in minutes: after a rest one is
+    made, whatever was asked for, and if it is refused there is another rest.
+
+    :param now: seconds since the epoch
+    """
+    asked = retry_after(reply, now)
+    return None if asked is None else min(asked, LONGEST_REST)
 
 
 def backoff(attempt: int, jitter: float) -> float:

@@ -28,8 +28,10 @@ CHECK_SECONDS = 120.0
 #: A gateway that does not stream is tried again after so many seconds.
 FORGET_SECONDS = 3600.0
 
-#: Streams in a row that end too early before the gateway counts as one that does not stream.
+#: Streams in a row that come to nothing before there are polls only: for so many seconds, and longer each time.
 MAX_CUTS = 3
+FIRST_REST = 60.0
+REST_GROWS = 4.0
 
 #: An event is a status; one that is longer is skipped.
 MAX_EVENT = 1024 * 1024
@@ -90,13 +92,15 @@ class Gateway:
         self._refused_until = -math.inf
         self._trying = False
         self._cuts = 0
+        self._rest = FIRST_REST
 
     def trust(self, by: WatchBy, now: float) -> Trust:
         """Decide for one job: ``auto`` lets one job at a time find out, and polls the others meanwhile."""
         if by == "poll" or now < self._refused_until:
             return Trust.NONE
         if by == "stream" or self._offered:
-            return Trust.FULL
+            # After one that came to nothing nobody is left to the next alone.
+            return Trust.TRIAL if self._cuts else Trust.FULL
         return Trust.NONE if self._trying else Trust.TRIAL
 
     def tries(self) -> None:
@@ -107,16 +111,29 @@ class Gateway:
         """Take note that a trial is over, however it went."""
         self._trying = False
 
+    def flows(self) -> None:
+        """
+        Take note of a stream that brought the status of a job that goes on, and more later.
+
+        One that is held back somewhere brings nothing until it ends, or a first part and nothing more.
+        """
+        self._offered = self._offered or not self._cuts
+
     def told(self) -> None:
         """Take note of a stream that told the end of its job."""
-        self._offered, self._cuts = True, 0
+        self._offered, self._cuts, self._rest = True, 0, FIRST_REST
 
     def failed(self, now: float) -> None:
-        """Take note of a stream that was refused, fell silent, or told less than a poll did."""
+        """Take note that the gateway has no streams."""
         self._offered, self._cuts, self._refused_until = False, 0, now + FORGET_SECONDS
 
     def cut(self, now: float) -> None:
-        """Take note of a stream that ended before its job did."""
+        """
+        Take note of a stream that did not begin, fell silent, ended before its job did, or told less than a poll.
+
+        One may be an accident of one connection, and some in a row one of the gateway, which passes.
+        """
         self._cuts += 1
-        if self._cuts >= MAX_CUTS:
-            self.failed(now)
+        if self._cuts >= MAX_CUTS and now >= self._refused_until:
+            self._offered, self._refused_until = False, now + self._rest
+            self._rest = min(REST_GROWS * self._rest, FORGET_SECONDS)

@@ -48,9 +48,9 @@ if TYPE_CHECKING:
 Reading = TypeVar("Reading", bound="StatusReading | ResultReading")
 
 
-def send(request: HttpRequest) -> Flow[Sent]:
+def send(request: HttpRequest, *, brief: bool = False) -> Flow[Sent]:
     """Send one request and return what came of it."""
-    sent = yield Send(request)
+    sent = yield Send(request, brief)
     assert sent is not None, "a driver answers Send with what came back"  # noqa: S101
     return sent
 
@@ -109,7 +109,7 @@ def look(
     request = dialect.status_request(handle, logs=logs)
     if isinstance(request, Failure):
         return request
-    sent = yield from send(request)
+    sent = yield from send(request, brief=True)
     if not isinstance(sent, HttpReply):
         return LookAgain(_no_reply(sent))
     return dialect.read_status(handle, sent, clock())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import math
 import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-#: Requests under way at once from one event loop to one account.
-MAX_CONNECTIONS = 100
+#: Requests under way at once from one event loop to one account: more than looks, so that none waits for a place.
+MAX_CONNECTIONS = 250
 
 #: fal's headers may have 16 KB together; a reply is not to be lost because one of them is long.
 MAX_HEADER = 65536
@@ -84,11 +85,18 @@ class NonblockingTransport:
         self._under_way = 0
         self._closing = False
 
-    async def run(self, flow: Flow[T], heard: Callable[[Sent, float], None] | None = None) -> T:
+    async def run(
+        self,
+        flow: Flow[T],
+        heard: Callable[[Sent, float], None] | None = None,
+        *,
+        brief_seconds: float = math.inf,
+    ) -> T:
         """
         Run a conversation to its end and return what it returns.
 
         :param heard: called with what came of each request, and the loop's time at which it was begun
+        :param brief_seconds: for a reply that should come at once, if it is less than for others
         """
         self._under_way += 1
         try:
@@ -96,7 +104,7 @@ class NonblockingTransport:
             while not isinstance(effect, Done):
                 if isinstance(effect, Send):
                     begun = asyncio.get_running_loop().time()
-                    sent = await self._send(effect.request)
+                    sent = await self._send(effect, brief_seconds)
                     if heard is not None:
                         heard(sent, begun)
                     effect = advance(flow, sent)
@@ -168,22 +176,26 @@ class NonblockingTransport:
         if self._closing:
             await self.close()
 
-    async def _send(self, request: HttpRequest) -> Sent:
+    async def _send(self, effect: Send, brief_seconds: float) -> Sent:
+        request = effect.request
+        patience = request.read_timeout or self.account.read_timeout
+        if effect.brief:
+            patience = min(patience, brief_seconds)
         try:
-            return await self._send_once(request)
+            return await self._send_once(request, patience)
         except Unsendable as error:
             return NotSent(str(error), permanent=True)
 
-    async def _send_once(self, request: HttpRequest) -> Sent:
+    async def _send_once(self, request: HttpRequest, patience: float) -> Sent:
         url = self.account.url(request.family, request.path)
         headers = headers_for(self.account, request, url)
         if request.method == "POST":
             # As in the blocking transport: a submit never goes over a connection that may be closing.
-            async with await self._open(force_close=True, read_timeout=request.read_timeout) as session:
-                return await self._exchange(session, request, url, headers)
+            async with await self._open(force_close=True) as session:
+                return await self._exchange(session, request, url, headers, patience)
         if self._session is None or self._session.closed:
-            return await self._exchange(await self._opened(), request, url, headers)
-        return await self._exchange(self._session, request, url, headers)
+            return await self._exchange(await self._opened(), request, url, headers, patience)
+        return await self._exchange(self._session, request, url, headers, patience)
 
     async def _opened(self) -> aiohttp.ClientSession:
         async with self._opening:
@@ -197,21 +209,14 @@ class NonblockingTransport:
             self._proxy = (proxy_for(self.account, url),)
         return self._proxy[0]
 
-    async def _open(
-        self, *, force_close: bool, for_streams: bool = False, read_timeout: float | None = None
-    ) -> aiohttp.ClientSession:
+    async def _open(self, *, force_close: bool, for_streams: bool = False) -> aiohttp.ClientSession:
         if self._context is None:
             # Reading the CA certificates takes longer than all else that a submit costs.
             self._context = await asyncio.to_thread(tls_context, self.account)
         limit = 0 if for_streams else MAX_CONNECTIONS
         connector = aiohttp.TCPConnector(limit=limit, ssl=self._context, force_close=force_close)
-        timeout = aiohttp.ClientTimeout(
-            # Waiting for a place in the pool is not the gateway's slowness: only the connection has a limit.
-            total=None,
-            sock_connect=self.account.connect_timeout,
-            # Who reads a stream has a patience of his own, for each read.
-            sock_read=None if for_streams else read_timeout or self.account.read_timeout,
-        )
+        # Who reads a stream has a patience of his own, for each read.
+        timeout = self._timeout(None if for_streams else self.account.read_timeout)
         return aiohttp.ClientSession(
             connector=connector,
             timeout=timeout,
@@ -222,8 +227,19 @@ class NonblockingTransport:
             max_field_size=MAX_HEADER,
         )
 
+    def _timeout(self, patience: float | None) -> aiohttp.ClientTimeout:
+        # Waiting for a place in the pool is not the gateway's slowness: only the connection has a limit.
+        return aiohttp.ClientTimeout(
+            total=None, sock_connect=self.account.connect_timeout, sock_read=patience
+        )
+
     async def _exchange(
-        self, session: aiohttp.ClientSession, request: HttpRequest, url: str, headers: dict[str, str]
+        self,
+        session: aiohttp.ClientSession,
+        request: HttpRequest,
+        url: str,
+        headers: dict[str, str],
+        patience: float,
     ) -> Sent:
         proxy = self._proxy_for(url)
         try:
@@ -235,12 +251,12 @@ class NonblockingTransport:
                 json=request.json,
                 allow_redirects=False,
                 proxy=proxy,
+                timeout=self._timeout(patience),
             ) as response:
                 if response.content.is_eof():
                     # Most replies are here with their headers; a clock for each would be a task for each.
                     body = response.content.read_nowait()
                 else:
-                    patience = request.read_timeout or self.account.read_timeout
                     body = await asyncio.wait_for(self._read(response), patience)
                 return reply_of(self.account, response.status, response.headers, body, self._max_body)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.InvalidURL) as error:

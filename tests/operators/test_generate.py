@@ -32,7 +32,7 @@ from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
 from airflow_provider_uniapi_fal.operators import generating as operators
 from airflow_provider_uniapi_fal.operators import submitting
 from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator
-from airflow_provider_uniapi_fal.protocol import watching
+from airflow_provider_uniapi_fal.protocol import cadence, watching
 from airflow_provider_uniapi_fal.protocol.job import JobHandle
 from airflow_provider_uniapi_fal.protocol.watching import Watch
 from airflow_provider_uniapi_fal.triggers import fal as triggers
@@ -347,6 +347,20 @@ def test_a_refusal_that_passes_and_a_page_of_html_end_no_wait(
     )
     assert generate(Task(), poke_interval=0.01)["media"]
     assert posts(emulator) == 1
+
+
+def test_a_worker_that_defers_at_once_leaves_a_young_job_to_the_stream(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # As if the way from the submit to the wait had taken longer than a job rests before its first look.
+    monkeypatch.setattr(cadence, "SHORTEST", 0.0)
+    emulator = start(stream="offered", run_seconds=1.0)
+    task = Task()
+    with pytest.raises(TaskDeferred) as deferral:
+        operator(defer_after=0.0, watch="stream", poke_interval=None).execute(task.context)
+    assert fired(deferral.value)["result"]
+    assert len(calls(emulator, "stream")) == len(calls(emulator, "result")) == posts(emulator) == 1
+    assert calls(emulator, "status") == []
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,22 @@ def test_auto_lets_one_job_find_out_and_polls_the_others() -> None:
     assert gateway.trust("auto", NOW) is Trust.FULL
 
 
+def test_a_stream_that_goes_on_is_enough_for_the_others_but_not_after_one_that_came_to_nothing() -> None:
+    gateway = Gateway()
+    gateway.tries()
+    gateway.flows()
+    assert gateway.trust("auto", NOW) is Trust.FULL
+    for _ in range(streaming.MAX_CUTS):
+        gateway.cut(NOW)
+    gateway.trial_ended()
+    later = NOW + streaming.FIRST_REST
+    gateway.flows()
+    gateway.tries()
+    assert gateway.trust("auto", later) is Trust.NONE
+    gateway.told()
+    assert gateway.trust("auto", later) is Trust.FULL
+
+
 def test_a_trial_that_told_nothing_leaves_room_for_the_next() -> None:
     gateway = Gateway()
     gateway.tries()
@@ -97,11 +113,30 @@ def test_streams_cut_off_in_a_row_are_given_up_and_a_whole_one_starts_anew() -> 
     for _ in range(streaming.MAX_CUTS - 1):
         gateway.cut(NOW)
     gateway.told()
+    assert gateway.trust("auto", NOW) is Trust.FULL
     for _ in range(streaming.MAX_CUTS - 1):
         gateway.cut(NOW)
-        assert gateway.trust("auto", NOW) is Trust.FULL
+        # Nobody is left to the stream alone, and nobody without it.
+        assert gateway.trust("auto", NOW) is gateway.trust("stream", NOW) is Trust.TRIAL
     gateway.cut(NOW)
-    assert gateway.trust("auto", NOW) is Trust.NONE
+    for by in streaming.WAYS:
+        assert gateway.trust(by, NOW) is Trust.NONE
+
+
+def test_streams_that_are_cut_off_are_tried_again_soon_and_less_and_less_often() -> None:
+    gateway, now, rests = Gateway(), NOW, []
+    for _ in range(6):
+        for _ in range(streaming.MAX_CUTS):
+            gateway.cut(now)
+        begin = now
+        while gateway.trust("stream", now) is Trust.NONE:
+            now += 1.0
+        rests.append(now - begin)
+    assert rests == [60.0, 240.0, 960.0, 3600.0, 3600.0, 3600.0]
+    gateway.told()
+    for _ in range(streaming.MAX_CUTS):
+        gateway.cut(now)
+    assert gateway.trust("stream", now + rests[0]) is Trust.TRIAL
 
 
 def test_poll_never_streams() -> None:

@@ -26,6 +26,7 @@ from airflow_provider_uniapi_fal.protocol.messages import (
     Sleep,
 )
 from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
+from airflow_provider_uniapi_fal.protocol.verbs import send
 from airflow_provider_uniapi_fal.transport.blocking import BlockingTransport
 from airflow_provider_uniapi_fal.transport.nonblocking import NonblockingTransport, pooled
 from tests.transport.servers import (
@@ -564,3 +565,25 @@ def test_a_transport_opens_again_after_it_was_closed(start: Start) -> None:
 
     asyncio.run(use())
     assert len(server.seen) == 2
+
+
+@pytest.mark.parametrize(
+    ("brief", "brief_seconds", "read_timeout", "lost"),
+    [(True, 0.3, 60.0, True), (True, 60.0, 0.3, True), (False, 0.3, 60.0, False), (True, 60.0, 60.0, False)],
+)
+def test_a_reply_that_should_come_at_once_has_less_time_if_the_caller_says_so(
+    start: Start, brief: bool, brief_seconds: float, read_timeout: float, lost: bool
+) -> None:
+    body = b"a" * 30
+    server = start(
+        raw(SLOW_HEAD + b"Content-Length: 30\r\n\r\n", *[bytes([each]) for each in body], pause=0.05)
+    )
+
+    async def use() -> Any:
+        transport = NonblockingTransport(account_at(server.url, read_timeout=read_timeout))
+        try:
+            return await transport.run(send(GET, brief=brief), brief_seconds=brief_seconds)
+        finally:
+            await transport.close()
+
+    assert isinstance(asyncio.run(use()), ReplyLost if lost else HttpReply)

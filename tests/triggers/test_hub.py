@@ -7,12 +7,14 @@ import contextvars
 import threading
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
 
 from airflow_provider_uniapi_fal.hooks.fal import FalHook, watching_round
+from airflow_provider_uniapi_fal.protocol import retrying, watching
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, WaitMore, Watch
@@ -88,10 +90,10 @@ def test_each_wait_ends_with_its_own_job_and_a_failed_one_touches_no_other(start
 def test_an_unexpected_error_is_the_end_of_one_wait(monkeypatch: pytest.MonkeyPatch) -> None:
     real = watching_round
 
-    def broken(watch: Watch) -> Any:
+    def broken(watch: Watch, told: bytes | None) -> Any:
         if watch.handle.request_id == "req-bad":
             raise ZeroDivisionError
-        return real(watch)
+        return real(watch, told)
 
     monkeypatch.setattr(hub, "watching_round", broken)
     with ScriptedServer(lambda call: call.json(DONE)) as server:
@@ -101,6 +103,28 @@ def test_an_unexpected_error_is_the_end_of_one_wait(monkeypatch: pytest.MonkeyPa
     broken_off = failure(ends["req-bad"])
     assert "ZeroDivisionError" in broken_off.what
     assert (broken_off.may_run, broken_off.billed) == (True, "maybe")
+
+
+@pytest.mark.parametrize("also", ["nothing else", "the triggerer's own log"])
+def test_a_log_that_cannot_be_written_costs_no_wait_its_end(
+    monkeypatch: pytest.MonkeyPatch, also: str
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    if also == "the triggerer's own log":
+        monkeypatch.setattr(hub.log, "error", full)
+    answers = iter([PENDING, PENDING])
+
+    async def run() -> RoundEnd:
+        async with waits(say=full) as waiting:
+            waiting.add(named("a"))
+            _, end = await asyncio.wait_for(waiting.next_end(), 20)
+            return end
+
+    with ScriptedServer(lambda call: call.json(next(answers, DONE))) as server:
+        set_connection(monkeypatch, server.url)
+        assert isinstance(asyncio.run(run()), JobResult)
 
 
 def test_a_connection_that_is_not_there_ends_its_waits_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,41 +160,170 @@ def test_no_more_looks_are_under_way_than_the_bound_and_none_is_starved(
         assert server.connections <= 4
 
 
+@pytest.mark.parametrize("hanging", [12, 60])
+def test_jobs_whose_looks_hang_keep_no_other_from_being_looked_at(
+    monkeypatch: pytest.MonkeyPatch, hanging: int
+) -> None:
+    monkeypatch.setattr(hub, "MAX_LOOKS_AT_ONCE", 4)
+    monkeypatch.setattr(hub, "MAX_SLOW_LOOKS", 8)
+    monkeypatch.setattr(hub, "SLOW_SECONDS", 0.1)
+    monkeypatch.setattr(hub, "STATUS_SECONDS", 0.5)
+    over = threading.Event()
+
+    def answer(call: Exchange) -> None:
+        if "req-bad" in call.path:
+            over.wait(30)
+        else:
+            call.json(DONE)
+
+    async def run() -> dict[str, RoundEnd]:
+        async with waits(say=silent) as waiting:
+            for number in range(hanging):
+                waiting.add(named(f"bad-{number}"))
+            await until(lambda: len(server.seen) >= 4)
+            for number in range(5):
+                waiting.add(named(number))
+            ends = {}
+            for _ in range(5):
+                watch, end = await asyncio.wait_for(waiting.next_end(), 20)
+                ends[watch.handle.request_id] = end
+            [line] = hub._lines[asyncio.get_running_loop()].values()
+            assert len(line._looks) <= 4
+            assert line._slow_looks <= 8
+            return ends
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        try:
+            ends = asyncio.run(run())
+        finally:
+            over.set()
+    assert all(isinstance(end, JobResult) for end in ends.values())
+    assert set(ends) == {f"req-{number}" for number in range(5)}
+
+
+def test_a_status_that_takes_its_time_is_waited_for_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "STATUS_SECONDS", 0.1)
+
+    def answer(call: Exchange) -> None:
+        if "/status" in call.path:
+            time.sleep(0.7)
+        call.json(DONE)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        assert isinstance(waited(named("a"))["req-a"], JobResult)
+        # 0.1, 0.2, 0.4 and 0.8 seconds, and the result; a loaded machine may need one more.
+        assert 5 <= len(server.seen) <= 7
+
+
 def test_a_crowd_that_is_due_at_once_begins_few_looks_in_a_turn_of_the_loop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    begun: list[int] = []
-    turn = 0
-
-    def counted(watch: Watch) -> Any:
-        begun.append(turn)
-        return real(watch)
-
-    real = watching_round
-    monkeypatch.setattr(hub, "watching_round", counted)
-
     async def run() -> dict[str, RoundEnd]:
-        async def turns() -> None:
-            nonlocal turn
-            while True:
-                turn += 1
-                await asyncio.sleep(0)
-
-        counting = asyncio.ensure_future(turns())
-        async with waits(say=silent) as waiting:
+        async with waits(say=silent) as waiting, turns_of_looks(monkeypatch) as begun:
             # The first one opens the session, for which all others would wait.
             waiting.add(named("first"))
             await waiting.next_end()
             for number in range(60):
                 waiting.add(named(number))
             ends = await ends_of(waiting)
-        counting.cancel()
+        assert max(Counter(begun).values()) <= hub.LOOKS_A_TURN
         return ends
 
     with ScriptedServer(lambda call: call.json(DONE)) as server:
         set_connection(monkeypatch, server.url)
         assert len(asyncio.run(run())) == 60
-    assert max(Counter(begun).values()) <= hub.LOOKS_A_TURN
+
+
+@asynccontextmanager
+async def turns_of_looks(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[int]]:
+    """Give a list of the turns of the event loop in which looks began."""
+    begun: list[int] = []
+    turn = 0
+    real = watching_round
+
+    def counted(watch: Watch, told: bytes | None) -> Any:
+        begun.append(turn)
+        return real(watch, told)
+
+    async def turns() -> None:
+        nonlocal turn
+        while True:
+            turn += 1
+            await asyncio.sleep(0)
+
+    monkeypatch.setattr(hub, "watching_round", counted)
+    counting = asyncio.ensure_future(turns())
+    yield begun
+    counting.cancel()
+
+
+@pytest.mark.parametrize("in_a_pause", [False, True])
+def test_a_deadline_that_many_have_in_common_lets_no_more_of_them_look_at_once(
+    monkeypatch: pytest.MonkeyPatch, in_a_pause: bool
+) -> None:
+    monkeypatch.setattr(hub, "MAX_LOOKS_AT_ONCE", 20)
+    lock, now, most, over = threading.Lock(), 0, 0, False
+
+    def answer(call: Exchange) -> None:
+        nonlocal now, most
+        with lock:
+            now += 1
+            most = max(most, now)
+        time.sleep(0.01)
+        with lock:
+            now -= 1
+        if in_a_pause and not over:
+            call.answer(b"", status=429, Retry_After="600")
+        else:
+            call.json(PENDING)
+
+    async def run() -> dict[str, RoundEnd]:
+        nonlocal over
+        async with waits(say=silent) as waiting:
+            deadline = time.time() + 3
+            for number in range(60):
+                waiting.add(named(number, poke_interval=600.0, deadline=deadline))
+            await until(lambda: bool(server.seen) if in_a_pause else len(server.seen) == 60)
+            over = True
+            async with turns_of_looks(monkeypatch) as begun:
+                ends = await ends_of(waiting)
+        assert max(Counter(begun).values()) <= hub.LOOKS_A_TURN
+        return ends
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        ends = asyncio.run(run())
+    assert {failure(end).kind for end in ends.values()} == {FailureKind.TIMEOUT}
+    assert len(ends) == 60
+    assert most <= 20
+
+
+def test_a_crowd_that_leaves_is_not_searched_for_each_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared = 0
+
+    def same(one: object, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return one is other
+
+    with ScriptedServer(lambda call: call.answer(b"", status=429, Retry_After="600")) as server:
+        set_connection(monkeypatch, server.url)
+
+        async def run() -> None:
+            async with waits(say=silent) as waiting:
+                waiting.add(named("first"))
+                await until(lambda: bool(server.seen))
+                await until(lambda: len(asyncio.all_tasks()) == 1)
+                for number in range(100):
+                    waiting.add(named(number))
+                [line] = hub._lines[asyncio.get_running_loop()].values()
+                await until(lambda: len(line._due) >= 100)
+                monkeypatch.setattr(hub._Wait, "__eq__", same)
+
+        asyncio.run(run())
+    assert compared == 0
 
 
 def test_waits_of_different_triggers_share_the_pool_and_the_last_one_closes_it(
@@ -290,6 +443,7 @@ def test_a_look_that_a_cancellation_is_lost_on_is_left_behind_by_nobody(
                 await asyncio.sleep(60)
         return WaitMore(0.0)
 
+    set_connection(monkeypatch, "http://127.0.0.1:9")
     monkeypatch.setattr(hub._Line, "_look", deaf)
     monkeypatch.setattr(hub, "CANCEL_AGAIN_SECONDS", 0.05)
 
@@ -421,6 +575,39 @@ def test_after_the_pause_they_do_not_all_ask_at_once(monkeypatch: pytest.MonkeyP
     assert len(within) <= 6
 
 
+def test_one_long_retry_after_puts_nobody_off_for_as_long_as_results_are_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(retrying, "LONGEST_REST", 0.2)
+    answers = iter([429, 429])
+
+    def answer(call: Exchange) -> None:
+        if next(answers, None) is None:
+            call.json(DONE)
+        else:
+            call.answer(b"", status=429, Retry_After="3600")
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        ends = waited(*(named(number) for number in range(5)))
+    assert all(isinstance(end, JobResult) for end in ends.values())
+
+
+@pytest.mark.parametrize("value", ["Wed, 21 Oct 99999999999999999999 07:28:00 GMT", "soon"])
+def test_a_retry_after_that_cannot_be_read_ends_no_wait(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    answers = iter([429])
+
+    def answer(call: Exchange) -> None:
+        if next(answers, None) is None:
+            call.json(DONE)
+        else:
+            call.answer(b"", status=429, Retry_After=value)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        assert isinstance(waited(named("a"))["req-a"], JobResult)
+
+
 def test_a_pause_does_not_hold_up_the_end_of_a_waits_time(monkeypatch: pytest.MonkeyPatch) -> None:
     with ScriptedServer(lambda call: call.answer(b"", status=429, Retry_After="600")) as server:
         set_connection(monkeypatch, server.url)
@@ -429,6 +616,54 @@ def test_a_pause_does_not_hold_up_the_end_of_a_waits_time(monkeypatch: pytest.Mo
     assert {failure(end).kind for end in ends.values()} == {FailureKind.TIMEOUT}
     assert time.time() - began < 5
     assert len(server.seen) <= 6
+
+
+def test_a_pause_is_kept_by_those_who_come_after_all_have_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ScriptedServer(lambda call: call.answer(b"", status=429, Retry_After="600")) as server:
+        set_connection(monkeypatch, server.url)
+
+        async def run(name: str) -> None:
+            async with waits(say=silent) as waiting:
+                waiting.add(named(name, deadline=time.time() + 1))
+                await waiting.next_end()
+
+        asyncio.run(run("a"))
+        met = len(server.seen)
+        asyncio.run(run("b"))
+        # It looks at the end of its time only.
+        assert [call.path.split("/")[4] for call in server.seen[met:]] == ["req-b"]
+
+
+def test_what_is_remembered_of_gateways_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "_gateways", {})
+    monkeypatch.setattr(hub, "MAX_REMEMBERED", 3)
+    known = [hub._known_of(name) for name in ("a", "b", "c", "d")]
+    assert list(hub._gateways) == ["b", "c", "d"]
+    assert [hub._known_of(name) for name in ("b", "c", "d")] == known[1:]
+
+
+def test_another_account_behind_the_connection_owes_no_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    def answer(call: Exchange) -> None:
+        if call.headers["Authorization"] == "Key sk-old-key":
+            call.answer(b"", status=429, Retry_After="600")
+        else:
+            call.json(DONE)
+
+    async def refused() -> None:
+        async with waits(say=silent) as waiting:
+            waiting.add(named("a"))
+            await until(lambda: bool(hub._gateways["fal_default"].pace._in_a_row))
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url, key="sk-old-key")
+        asyncio.run(refused())
+        change_key("sk-new-key")
+        # Whoever comes next does not know it yet; who reads the connection first, learns it for all.
+        deadline = time.time() + 1
+        ends = waited(
+            *(named(name, deadline=deadline if name == "first" else None) for name in ("first", "b"))
+        )
+    assert all(isinstance(end, JobResult) for end in ends.values())
 
 
 # --- the connection -----------------------------------------------------------------------------------------
@@ -444,6 +679,86 @@ def connections_read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(FalHook, "aget_connection", staticmethod(aget_connection))
     return read
+
+
+def cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, list[str]]:
+    """Give a switch that keeps the connection from being read, and the readings that were tried."""
+    away, tried = threading.Event(), connections_read(monkeypatch)
+    real: Callable[[str], Awaitable[Any]] = FalHook.aget_connection
+
+    async def aget_connection(conn_id: str) -> Any:
+        found = await real(conn_id)
+        if away.is_set():
+            raise RuntimeError("The API server is away.")
+        return found
+
+    monkeypatch.setattr(FalHook, "aget_connection", staticmethod(aget_connection))
+    return away, tried
+
+
+def test_a_wait_that_comes_while_the_connection_cannot_be_read_takes_the_account_that_is_known(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(hub, "CONNECTION_SECONDS", 0.0)
+    away, tried = cannot_be_read(monkeypatch)
+
+    async def run() -> dict[str, RoundEnd]:
+        async with waits(say=silent) as waiting:
+            waiting.add(named("old", poke_interval=60.0))
+            await until(lambda: bool(server.seen))
+            away.set()
+            for number in range(5):
+                waiting.add(named(number))
+            return {
+                watch.handle.request_id: end for watch, end in [await waiting.next_end() for _ in range(5)]
+            }
+
+    def answer(call: Exchange) -> None:
+        call.json(PENDING if "req-old" in call.path else DONE)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        ends = asyncio.run(run())
+    assert all(isinstance(end, JobResult) for end in ends.values())
+    # Nor does each of them try it.
+    assert len(tried) <= 3
+
+
+def test_a_connection_that_cannot_be_read_for_a_while_ends_no_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    away, tried = cannot_be_read(monkeypatch)
+    away.set()
+
+    async def run() -> dict[str, RoundEnd]:
+        async with waits(say=silent) as waiting:
+            for number in range(20):
+                waiting.add(named(number))
+            await until(lambda: bool(tried))
+            await asyncio.sleep(0.2)
+            away.clear()
+            return await ends_of(waiting)
+
+    with ScriptedServer(lambda call: call.json(DONE)) as server:
+        set_connection(monkeypatch, server.url)
+        ends = asyncio.run(run())
+    assert all(isinstance(end, JobResult) for end in ends.values())
+    assert len(ends) == 20
+
+
+@pytest.mark.parametrize("deadline", [None, 0.5])
+def test_a_connection_that_can_never_be_read_ends_its_waits(
+    monkeypatch: pytest.MonkeyPatch, deadline: float | None
+) -> None:
+    if deadline is None:
+        monkeypatch.setattr(retrying, "backoff", lambda attempt, jitter: 0.01)
+        monkeypatch.setattr(hub, "UNREAD_SECONDS", 0.01)
+    away, tried = cannot_be_read(monkeypatch)
+    away.set()
+    with ScriptedServer(lambda call: call.json(DONE)) as server:
+        set_connection(monkeypatch, server.url)
+        ends = waited(*(named(n, deadline=deadline and time.time() + deadline) for n in range(5)))
+    assert all("RuntimeError" in failure(end).what and failure(end).may_run for end in ends.values())
+    assert 1 <= len(tried) <= 5 * hub.MAX_UNREAD
+    assert not server.seen
 
 
 def test_the_connection_is_read_once_for_all(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -497,6 +812,52 @@ def test_a_key_that_is_refused_and_was_not_changed_is_not_read_again_for_each_wa
     ends = waited(*(Watch(job, poke_interval=0.05) for job in jobs))
     assert {failure(end).kind for end in ends.values()} == {FailureKind.AUTH}
     assert len(read) == 2
+
+
+def test_a_key_that_is_revoked_before_the_new_one_is_there_ends_no_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(watching, "MAX_UNCLEAR", 2)
+    monkeypatch.setattr(hub, "REFUSED_SECONDS", 0.05)
+    keys: list[str] = []
+
+    def answer(call: Exchange) -> None:
+        keys.append(call.headers["Authorization"].removeprefix("Key "))
+        if keys[-1] == "sk-new-key":
+            call.json(DONE)
+        else:
+            call.json({"detail": "invalid key credentials"}, 401)
+
+    async def run() -> dict[str, RoundEnd]:
+        async with waits(say=silent) as waiting:
+            for number in range(5):
+                waiting.add(named(number))
+            # More than any of them may be refused without being kept.
+            await until(lambda: len(keys) >= 5 * 4)
+            change_key("sk-new-key")
+            return await ends_of(waiting)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url, key="sk-old-key")
+        ends = asyncio.run(run())
+    assert all(isinstance(end, JobResult) for end in ends.values())
+    assert len(ends) == 5
+
+
+@pytest.mark.parametrize("bound", ["the key's", "its own"])
+def test_a_key_that_stays_refused_ends_its_waits_in_bounded_time(
+    monkeypatch: pytest.MonkeyPatch, bound: str
+) -> None:
+    monkeypatch.setattr(watching, "MAX_UNCLEAR", 2)
+    monkeypatch.setattr(hub, "REFUSED_SECONDS", 0.05)
+    if bound == "the key's":
+        monkeypatch.setattr(hub, "NEW_KEY_SECONDS", 0.5)
+    deadline = time.time() + 1 if bound == "its own" else None
+    with ScriptedServer(lambda call: call.json({"detail": "invalid key credentials"}, 401)) as server:
+        set_connection(monkeypatch, server.url)
+        ends = waited(*(named(number, deadline=deadline) for number in range(3)))
+        assert len(server.seen) >= 3 * 3
+    assert {failure(end).kind for end in ends.values()} == {FailureKind.AUTH}
 
 
 def test_a_corrected_connection_is_taken_up_by_who_comes_later(

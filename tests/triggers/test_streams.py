@@ -3,19 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.protocol import cadence, streaming, watching
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
+from airflow_provider_uniapi_fal.protocol.streaming import Trust
 from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, Watch
 from airflow_provider_uniapi_fal.triggers import hub
 from airflow_provider_uniapi_fal.triggers.hub import waits
-from tests.fakes import ARGUMENTS, MODEL, Start, calls, change_key
+from tests.fakes import (
+    ARGUMENTS,
+    MODEL,
+    Exchange,
+    ScriptedServer,
+    Start,
+    calls,
+    change_key,
+    handle,
+    set_connection,
+)
+
+if TYPE_CHECKING:
+    from airflow_provider_uniapi_fal.protocol.streaming import WatchBy
+
+DONE = {"status": "COMPLETED", "images": [{"url": "https://example.com/a.png"}]}
 
 #: Jobs are so short that polls by the cadence come well after their end.
 RUN = {"run_seconds": 0.7}
@@ -69,10 +87,58 @@ def test_a_silent_stream_is_given_up_and_remembered(
     start: Start, monkeypatch: pytest.MonkeyPatch, stream: str
 ) -> None:
     monkeypatch.setattr(hub, "SILENCE_SECONDS", 0.3)
-    emulator = start(stream=stream, run_seconds=3.0)
-    assert all_succeed(waited(submitted(1), by="stream"))
-    assert all_succeed(waited(submitted(1), by="stream"))
-    assert len(calls(emulator, "stream")) == 1
+    monkeypatch.setattr(hub, "OPENING_SECONDS", 0.3)
+    emulator = start(stream=stream, run_seconds=1.0)
+    for number in range(1, 5):
+        assert all_succeed(waited(submitted(1), by="stream"))
+        # One may be an accident of one connection.
+        assert len(calls(emulator, "stream")) >= min(number, streaming.MAX_CUTS)
+    assert len(calls(emulator, "stream")) == streaming.MAX_CUTS
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 500, 504])
+@pytest.mark.parametrize("by", ["auto", "stream"])
+def test_streams_that_are_refused_without_end_are_asked_for_a_few_times_only(
+    monkeypatch: pytest.MonkeyPatch, status: int, by: WatchBy
+) -> None:
+    streams, looks = 0, 0
+
+    def answer(call: Exchange) -> None:
+        nonlocal streams, looks
+        if call.path.partition("?")[0].endswith("/stream"):
+            streams += 1
+            call.answer(b"", status=status)
+        else:
+            looks += 1
+            call.json({"status": "IN_PROGRESS"} if looks < 8 else DONE)
+
+    monkeypatch.setattr(cadence, "SHORTEST", 0.02)
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        [(_, end)] = waited([handle()], by=by, share_of_age=0.0)
+    assert isinstance(end, JobResult)
+    # The last look fetches the result.
+    assert (streams, looks) == (streaming.MAX_CUTS, 9)
+
+
+def test_a_stream_that_is_refused_for_being_too_much_is_not_followed_by_a_poll_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    times: list[tuple[str, float]] = []
+
+    def answer(call: Exchange) -> None:
+        kind = "stream" if call.path.partition("?")[0].endswith("/stream") else "look"
+        times.append((kind, time.monotonic()))
+        if kind == "stream":
+            call.answer(b"", status=429, Retry_After="1")
+        else:
+            call.json(DONE)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        assert all_succeed(waited([handle(request_id=f"req-{number}") for number in range(5)], by="stream"))
+    refused = max(moment for kind, moment in times if kind == "stream")
+    assert min(moment for kind, moment in times if kind == "look") - refused > 0.9
 
 
 def test_streams_that_are_cut_off_are_tried_a_few_times_only(start: Start) -> None:
@@ -86,11 +152,58 @@ def test_auto_lets_one_job_find_out_while_it_is_polled_like_the_others(start: St
     assert all_succeed(waited(submitted(5)))
     streams = [each["time"] for each in calls(emulator, "stream")]
     polls = len(calls(emulator, "status"))
-    assert [moment for moment in streams if moment < streams[0] + 1.5] == streams[:1]
-    assert polls >= 5
+    assert [moment for moment in streams if moment < streams[0] + 1.0] == streams[:1]
+    assert polls >= 1
     assert all_succeed(waited(submitted(5)))
     assert len(calls(emulator, "stream")) == len(streams) + 5
     assert len(calls(emulator, "status")) == polls
+
+
+def test_auto_follows_the_others_while_the_first_job_still_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    done = threading.Event()
+    asked: list[str] = []
+
+    def answer(call: Exchange) -> None:
+        path = call.path.partition("?")[0]
+        asked.append(path.rpartition("/requests/")[2])
+        if path.endswith("/stream"):
+            call.head(None, "text/event-stream")
+            events(call, "IN_PROGRESS")
+            if "req-long" in path:
+                while not done.wait(0.05):
+                    call.write(b": still here\n\n")
+            events(call, "COMPLETED")
+            call.hang_up()
+        else:
+            call.json({"status": "IN_PROGRESS"} if path.endswith("/status") else DONE)
+
+    def job(name: str) -> Watch:
+        path = f"/flux/requests/req-{name}"
+        return Watch(handle(request_id=f"req-{name}", status_path=f"{path}/status", response_path=path))
+
+    async def run() -> list[RoundEnd]:
+        async with waits(say=lambda line: None) as waiting:
+            waiting.add(job("long"))
+            [line] = hub._lines[asyncio.get_running_loop()].values()
+            deadline = time.monotonic() + 20
+            while line._known.streams.trust("auto", time.monotonic()) is not Trust.FULL:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+            for number in range(5):
+                waiting.add(job(str(number)))
+            ends = [(await waiting.next_end())[1] for _ in range(5)]
+            assert waiting.open == 1
+        return ends
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        try:
+            ends = asyncio.run(run())
+        finally:
+            done.set()
+    assert all(isinstance(end, JobResult) for end in ends)
+    short = [each for each in asked if "long" not in each]
+    assert sorted(short) == sorted(each for n in range(5) for each in (f"req-{n}/status/stream", f"req-{n}"))
 
 
 @pytest.mark.parametrize("stream", ["silent", "buffered"])
@@ -136,7 +249,60 @@ def test_a_failed_job_fails_by_the_stream_as_by_a_poll(start: Start) -> None:
     assert end.kind is FailureKind.CONTENT_REFUSED
 
 
-def test_a_changed_key_is_taken_up(start: Start) -> None:
+def events(call: Exchange, *statuses: str) -> None:
+    """Begin a stream, or go on with one."""
+    for status in statuses:
+        call.write(b'data: {"status": "%s"}\n\n' % status.encode())
+
+
+def test_a_changed_key_is_taken_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = threading.Event()
+    refused: list[str] = []
+
+    def answer(call: Exchange) -> None:
+        old = call.headers["Authorization"] == "Key sk-old-key"
+        if call.path.partition("?")[0].endswith("/stream"):
+            # One that has begun is not ended by a new key.
+            call.head(None, "text/event-stream")
+            events(call, "IN_PROGRESS")
+            changed.wait(20)
+            events(call, "COMPLETED")
+            call.hang_up()
+        elif old and changed.is_set():
+            refused.append(call.path)
+            call.json({"detail": "invalid key credentials"}, 401)
+        else:
+            call.json(DONE)
+
+    async def run() -> list[RoundEnd]:
+        async with waits(say=lambda line: None) as waiting:
+            for number in range(3):
+                path = f"/flux/requests/req-{number}"
+                job = handle(request_id=f"req-{number}", status_path=f"{path}/status", response_path=path)
+                waiting.add(Watch(job, by="stream"))
+            deadline = time.monotonic() + 20
+            while len(server.seen) < 3:
+                assert time.monotonic() < deadline
+                await asyncio.sleep(0.01)
+            change_key("sk-new-key")
+            changed.set()
+            return [(await waiting.next_end())[1] for _ in range(3)]
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url, key="sk-old-key")
+        try:
+            ends = asyncio.run(run())
+        finally:
+            changed.set()
+    assert all(isinstance(end, JobResult) for end in ends), ends
+    # Each goes on with the new key at once.
+    assert 1 <= len(refused) <= 3
+
+
+def test_a_key_that_is_refused_and_stays_so_ends_a_streamed_wait(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watching, "MAX_UNCLEAR", 2)
     emulator = start(stream="offered", run_seconds=0.5)
     jobs = submitted(2)
     change_key("sk-a-wrong-key")

@@ -11,7 +11,7 @@ from airflow_provider_uniapi_fal.protocol.dialects.base import LookAgain
 from airflow_provider_uniapi_fal.protocol.errors import Billed, Failure, FailureKind, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, MediaFile
 from airflow_provider_uniapi_fal.protocol.messages import HttpReply, Unreadable, excerpt
-from airflow_provider_uniapi_fal.protocol.retrying import retry_after
+from airflow_provider_uniapi_fal.protocol.retrying import look_again_after, retry_after
 
 #: UniAPI's text for a model that the key's group has no channel for: a refusal, whatever its status code.
 NO_CHANNEL = "没有可用渠道"
@@ -92,7 +92,7 @@ def page_instead(reply: HttpReply, body: Any, now: float) -> LookAgain | None:
         return None
     return LookAgain(
         f"HTTP {reply.status} without an answer in JSON{quoted(body)}",
-        retry_after(reply, now),
+        look_again_after(reply, now),
         not_found=reply.status == 404,
         key_refused=reply.status == 401,
     )
@@ -144,7 +144,7 @@ def refused_read(
     if status == 404:
         return LookAgain("the gateway does not know the job under this path", bounded=True, not_found=True)
     passing = status >= 500 or status in (408, 425, 429)
-    return LookAgain(f"HTTP {reply.status}{detail.words}", retry_after(reply, now), bounded=not passing)
+    return LookAgain(f"HTTP {reply.status}{detail.words}", look_again_after(reply, now), bounded=not passing)
 
 
 def refused_submit(

@@ -330,11 +330,12 @@ def _seen(watch: Watch, now: float) -> cadence.Seen:
     """Return what the cadence is to know of a job."""
     submitted = watch.handle.submitted_at
     if watch.completed_at is not None:
-        return cadence.Seen(now - watch.completed_at)
+        return cadence.Seen(max(now - watch.completed_at, 0.0))
+    # By a clock of another machine it may have been submitted a little later than now.
     return cadence.Seen(
-        now - submitted,
+        max(now - submitted, 0.0),
         pending_until=max((watch.pending_at or submitted) - submitted, 0.0),
-        running_since=None if watch.running_since is None else watch.running_since - submitted,
+        running_since=None if watch.running_since is None else max(watch.running_since - submitted, 0.0),
         seconds_to_start=_seconds_to_start(watch),
     )
 

@@ -164,7 +164,8 @@ class FalQueueTrigger(BaseTrigger):
         await _until(min(self.next_look_at, time.time() + self._longest_rest(watch)))
         end = await self._watch(watch)
         await _until(hold_until)
-        event = event_of(watch, end)
+        # A result of many files takes a while to write down, and the event loop is that of all triggers.
+        event = await asyncio.to_thread(event_of, watch, end)
         if self.end_from_trigger and "result" in event:
             # TaskSuccessEvent(xcoms=…) would encode the value twice.
             try:

@@ -466,6 +466,23 @@ def test_the_event_loop_is_never_held_up(
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
 
 
+def test_an_event_is_written_down_beside_the_event_loop(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def event_of(*given: Any) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return written(*given)
+
+    written = triggers.event_of
+    monkeypatch.setattr(triggers, "event_of", event_of)
+    start(run_seconds=0.1)
+    assert "result" in fired(trigger(submitted()))
+    assert threads
+    assert threading.main_thread() not in threads
+
+
 def test_log_lines_and_positions_are_told_once_each(start: Start, capsys: pytest.CaptureFixture[str]) -> None:
     start(queue_seconds=0.4, run_seconds=0.8, concurrency=1)
     submitted(prompt="the one before")

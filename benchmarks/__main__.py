@@ -48,7 +48,7 @@ BESIDE_THE_BATCH = ("seed_loop", "http_provider", "bare_batch", "ours_batch")
 WARM_UP = ("plain_operator", "ours_batch")
 WARM_UP_JOBS = 3
 #: The tasks that hand out the rows: they are none of a way's own. The batch reads a table.
-MAKES_ROWS = ("prompts", "inputs")
+MAKES_ROWS = ("prompts", "inputs", "bodies")
 
 SHORT = {
     "jobs": 2,

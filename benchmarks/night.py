@@ -2,8 +2,9 @@
 A bad night, shortened: ``python -m benchmarks.night``.
 
 The emulated clock runs sixty times as fast. Jobs come all the time; the gateway answers 429 and 5xx in bursts, is
-restarted once, and its key is changed once. Counted: waits that were lost, waits that failed, and the most requests in
-a second.
+restarted once, its key is changed once, and it allows the account so many calls a second only. Half of the jobs are
+followed by the status stream, of the others half are polled at a fixed interval. Counted: waits that were lost, waits
+that failed, and the most requests in a second.
 """
 
 from __future__ import annotations
@@ -29,6 +30,17 @@ from benchmarks.measuring import write
 SCALE = 60.0
 OLD_KEY, NEW_KEY = "benchmark-old-key", "benchmark-new-key"
 INPUT = {"prompt": "a lighthouse", "image_size": {"width": 64, "height": 64}}
+
+#: Calls that the account may make in a second of the emulated clock: more than the waits make in the mean.
+CALLS_A_SECOND = 2.0
+
+#: How the waits learn of the end, one after the other; the intervals are seconds of the real clock.
+WAYS: tuple[dict[str, Any], ...] = (
+    {"by": "stream"},
+    {"by": "poll"},
+    {"by": "stream"},
+    {"by": "poll", "poke_interval": 0.2},
+)
 
 #: When what happens, as shares of the night, and to how many calls, as shares of the jobs.
 FAULTS = (
@@ -57,8 +69,7 @@ async def submit_all(waiting: Waits, jobs: int, seconds: float, lost: Counter[st
         except FalError as error:
             lost[f"submit: {type(error).__name__}"] += 1
             continue
-        # A wait from the middle of an interval on: a plain fixed one is what makes storms.
-        waiting.add(Watch(accepted.handle, poke_interval=0.2 if number % 2 else None))  # type: ignore[union-attr]
+        waiting.add(Watch(accepted.handle, **WAYS[number % len(WAYS)]))  # type: ignore[union-attr]
 
 
 async def harm(emulator: EmulatorProcess, jobs: int, seconds: float) -> None:
@@ -112,14 +123,23 @@ def main() -> None:
     if options.short:
         options.jobs, options.minutes = 20, 10.0
     seconds = options.minutes * 60 / SCALE
-    settings: dict[str, Any] = {"queue_seconds": 60.0, "run_seconds": 120.0, "spread": 0.5, "urls": "gateway"}
+    settings: dict[str, Any] = {
+        "queue_seconds": 60.0,
+        "run_seconds": 120.0,
+        "spread": 0.5,
+        "urls": "gateway",
+        "stream": "offered",
+        "calls_a_second": CALLS_A_SECOND,
+    }
     with EmulatorProcess(time_scale=SCALE, key=OLD_KEY, **settings) as emulator:
         connect(emulator.url, OLD_KEY)
         found = asyncio.run(night(emulator, options.jobs, seconds))
         account = emulator.account()
-        requests = Counter(int(each["time"]) for each in emulator.requests())
+        seen = emulator.requests()
+    requests = Counter(int(each["time"]) for each in seen)
     found["accepted posts"] = account["totals"]["posts_accepted"]
     found["replies"] = account["totals"]["replies_by_status"]
+    found["by operation"] = dict(Counter(each["operation"] for each in seen))
     found["requests"] = sum(requests.values())
     found["most requests in a second"] = max(requests.values())
     found["mean requests in a second"] = sum(requests.values()) / seconds

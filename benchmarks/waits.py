@@ -1,17 +1,16 @@
 """
-Many waits on one event loop, without Airflow: ``python -m benchmarks.waits``.
+Many waits on one event loop, without a scheduler: ``python -m benchmarks.waits``.
 
-What a triggerer's loop spends on 1,000 waits at a fixed interval, by the hub, by a bare loop with one session, and with
-a session for each poll; the memory of 10,000 waits; how soon 1,000 ends in the same moment are known and recorded by a
-batch; and how many calls it takes to know the end of a job how soon, for a model that is unknown, for one that is known,
-and by the stream.
+What a loop spends on 1,000 waits at a fixed interval, by the hub, by a bare loop with one session, and with a session
+for each poll; the same by 1,000 triggers in Airflow's own runner of triggers; what blocks the loop; the memory of 10,000
+waits; how soon 1,000 ends in the same moment are known and recorded by a batch; and how many calls it takes to know the
+end of a job how soon, for a model that is unknown, for one that is known, and by the stream.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import gc
 import json
 import os
 import random
@@ -20,7 +19,6 @@ import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -38,46 +36,16 @@ from airflow_provider_uniapi_fal.ledger.rows import Entry, Step
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import Watch
 from airflow_provider_uniapi_fal.triggers.batch import FalBatchTrigger
+from airflow_provider_uniapi_fal.triggers.fal import FalQueueTrigger
 from airflow_provider_uniapi_fal.triggers.hub import Waits, waits
+from benchmarks.heart import Heart
 from benchmarks.measuring import write
-from benchmarks.setting import KEY, a_gateway
+from benchmarks.peers import PlainTrigger
+from benchmarks.setting import KEY, LATENCY, LATENCY_SPREAD, a_gateway
+from benchmarks.triggerer import run_triggers
 
 MODEL = "flux/dev"
 INPUT = {"prompt": "a lighthouse", "image_size": {"width": 64, "height": 64}}
-
-
-class Heart:
-    """
-    Beats on the event loop; what keeps it from beating, and uses the CPU meanwhile, has blocked the loop.
-
-    Time for which another process had the core does not count. Nor does Python's garbage collector, which comes upon
-    whoever runs, and takes its time from all that Airflow has imported: it is counted by itself.
-    """
-
-    def __init__(self) -> None:
-        self.longest = 0.0
-        self.longest_collection = 0.0
-        self._collected = 0.0
-        self._began = 0.0
-
-    async def beat(self) -> None:
-        gc.callbacks.append(self._collects)
-        try:
-            while True:
-                before = time.thread_time() - self._collected
-                await asyncio.sleep(0.001)
-                # A beat may see several callbacks of one turn of the loop: this is an upper bound.
-                self.longest = max(self.longest, time.thread_time() - self._collected - before)
-        finally:
-            gc.callbacks.remove(self._collects)
-
-    def _collects(self, phase: str, info: dict[str, int]) -> None:
-        if phase == "start":
-            self._began = time.thread_time()
-        elif threading.current_thread() is threading.main_thread():
-            took = time.thread_time() - self._began
-            self._collected += took
-            self.longest_collection = max(self.longest_collection, took)
 
 
 def say(line: str) -> None:
@@ -132,22 +100,62 @@ async def _poll_all(
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-LOOPS = {"hub": by_hub, "bare loop": by_bare_loop, "session per poll": by_session_per_poll}
+async def by_our_triggers(jobs: list[JobHandle], interval: float, seconds: float) -> None:
+    await run_triggers(
+        [FalQueueTrigger(handle=job.to_json(), poke_interval=interval, logs=False) for job in jobs], seconds
+    )
+
+
+async def by_plain_triggers(jobs: list[JobHandle], interval: float, seconds: float) -> None:
+    """Run the peer's triggers, which have their own interval, and a session for each poll."""
+    paths = [f"/fal-ai{str(job.status_path).removesuffix('/status')}" for job in jobs]
+    await run_triggers([PlainTrigger(job=path) for path in paths], seconds)
+
+
+LOOPS = {
+    "hub": by_hub,
+    "bare loop": by_bare_loop,
+    "session per poll": by_session_per_poll,
+    "FalQueueTriggers in Airflow's runner": by_our_triggers,
+    "plain triggers in Airflow's runner": by_plain_triggers,
+}
+
+#: Of the first ways, the one whose CPU is compared with the second one's.
+COMPARED = (
+    ("hub", "bare loop"),
+    ("hub", "session per poll"),
+    ("FalQueueTriggers in Airflow's runner", "plain triggers in Airflow's runner"),
+)
+
+#: Seconds between polls, of all ways, and those before CPU and polls are counted: a triggerer starts but once.
+INTERVAL = 2.0
+WARM_UP = 5.0
 
 
 async def rate(way: str, jobs: list[JobHandle], seconds: float) -> dict[str, Any]:
+    """Tell the CPU seconds that a way takes between two moments, which are told as well."""
     # Reading a first connection imports much of Airflow, which a triggerer has done long before.
+    await FalHook().aaccount()
+    running = asyncio.ensure_future(LOOPS[way](jobs, INTERVAL, WARM_UP + seconds))
+    await asyncio.sleep(WARM_UP)
+    spent, began = time.process_time(), time.time()
+    await asyncio.sleep(seconds)
+    spent, ended = time.process_time() - spent, time.time()
+    await running
+    return {"cpu": spent, "began": began, "ended": ended}
+
+
+async def blocks(jobs: list[JobHandle], seconds: float) -> dict[str, Any]:
+    """Tell what blocks the loop of the hub, and for how long."""
     await FalHook().aaccount()
     heart = Heart()
     beating = asyncio.ensure_future(heart.beat())
-    began = time.process_time()
-    await LOOPS[way](jobs, 2.0, seconds)
-    spent = time.process_time() - began
+    await by_hub(jobs, INTERVAL, seconds)
     beating.cancel()
     await asyncio.gather(beating, return_exceptions=True)
     return {
-        "cpu": spent,
-        "longest_block": heart.longest,
+        "longest_turn_of_the_loop": heart.longest,
+        "of_it_with_our_code_on_the_stack": heart.longest_ours,
         "longest_collection": heart.longest_collection,
     }
 
@@ -218,20 +226,19 @@ AT_ONCE: dict[str, dict[str, Any]] = {
     "at once, known model": {},
 }
 
-#: Seconds that the jobs run from which the model is learned, and the share by which they differ: half a second.
-LEARNED_SECONDS = 5.0
-LEARNED_SPREAD = 0.1
+#: The share by which jobs differ.
+SPREAD = 0.1
 
 #: Several turns, so that polls are spread over the second as they are in a long wait.
 BEFORE_RELEASE = 8.0
 
 
-def measure_at_once(count: int) -> dict[str, Any]:
-    """Measure how soon many ends in the same moment are known and recorded."""
-    return {name: _at_once(name, count, watch) for name, watch in AT_ONCE.items()}
+def measure_at_once(count: int, job_seconds: float) -> dict[str, Any]:
+    """Measure how soon many ends in the same moment are known and recorded, with 30 to 80 ms on the way."""
+    return {name: _at_once(name, count, job_seconds, watch) for name, watch in AT_ONCE.items()}
 
 
-def _at_once(name: str, count: int, watch: dict[str, Any]) -> dict[str, Any]:
+def _at_once(name: str, count: int, job_seconds: float, watch: dict[str, Any]) -> dict[str, Any]:
     with (
         tempfile.TemporaryDirectory() as folder,
         # Results name media: they are rendered before, or the emulator's brush is what is measured.
@@ -239,10 +246,12 @@ def _at_once(name: str, count: int, watch: dict[str, Any]) -> dict[str, Any]:
             tls=True,
             key=KEY,
             queue_seconds=0.0,
-            run_seconds=LEARNED_SECONDS,
-            spread=LEARNED_SPREAD,
+            run_seconds=job_seconds,
+            spread=SPREAD,
             urls="gateway",
             same_media=True,
+            latency=LATENCY,
+            latency_spread=LATENCY_SPREAD,
         ) as emulator,
     ):
         _connect(emulator)
@@ -251,12 +260,11 @@ def _at_once(name: str, count: int, watch: dict[str, Any]) -> dict[str, Any]:
         emulator.add_fault(fault="body", on="status", status="IN_PROGRESS")
         jobs = [JobHandle.from_json(each) for each in _submit(emulator, count)]
         # None is told to have ended before all have; as if they had been submitted in time for that moment.
-        release_at = max(time.time(), jobs[-1].submitted_at + LEARNED_SECONDS) + BEFORE_RELEASE
+        release_at = max(time.time(), jobs[-1].submitted_at + job_seconds) + BEFORE_RELEASE
         jobs = [
             replace(
                 job,
-                submitted_at=release_at
-                - LEARNED_SECONDS * random.uniform(1 - LEARNED_SPREAD, 1 + LEARNED_SPREAD),
+                submitted_at=release_at - job_seconds * random.uniform(1 - SPREAD, 1 + SPREAD),
             )
             for job in jobs
         ]
@@ -302,6 +310,8 @@ def _inside(arguments: list[str]) -> None:
         jobs = [JobHandle.from_json(each) for each in json.loads(Path(rest[0]).read_text())]
         if what == "memory":
             found = asyncio.run(memory(jobs, int(rest[1])))
+        elif what == "blocks":
+            found = asyncio.run(blocks(jobs, float(rest[1])))
         else:
             found = asyncio.run(rate(what, jobs, float(rest[1])))
     print(json.dumps(found))
@@ -310,7 +320,8 @@ def _inside(arguments: list[str]) -> None:
 def _connect(emulator: EmulatorProcess) -> None:
     value = {"conn_type": "uniapi_fal", "host": emulator.url, "password": KEY}
     os.environ["AIRFLOW_CONN_FAL_DEFAULT"] = json.dumps(value)
-    os.environ["REQUESTS_CA_BUNDLE"] = str(emulator.ca_file)
+    os.environ["REQUESTS_CA_BUNDLE"] = os.environ["SSL_CERT_FILE"] = str(emulator.ca_file)
+    os.environ["BENCH_KEY"] = KEY
 
 
 def measure_loops(count: int, seconds: float, in_memory: int) -> dict[str, Any]:
@@ -324,10 +335,22 @@ def measure_loops(count: int, seconds: float, in_memory: int) -> dict[str, Any]:
         jobs.write_text(json.dumps(_submit(emulator, count)))
         found: dict[str, Any] = {}
         for way in LOOPS:
-            before = len(emulator.requests())
-            found[way] = _in_a_process(emulator, way, str(jobs), str(seconds))
-            found[way]["polls"] = len(emulator.requests()) - before
+            told = _in_a_process(emulator, way, str(jobs), str(seconds))
+            polls = sum(told["began"] <= each["time"] < told["ended"] for each in emulator.requests())
+            found[way] = {
+                "cpu": told["cpu"],
+                "polls": polls,
+                "cpu_ms_a_poll": 1000 * told["cpu"] / max(polls, 1),
+                "share_of_the_asked_rate": polls / (count / INTERVAL * (told["ended"] - told["began"])),
+            }
             print(way, found[way], flush=True)
+        for ours, peers in COMPARED:
+            # By poll: a way that does not keep up would seem to cost little.
+            name = f"CPU a poll, {ours} / {peers}"
+            found[name] = found[ours]["cpu_ms_a_poll"] / found[peers]["cpu_ms_a_poll"]
+            print(f"{name}: {found[name]:.2f}", flush=True)
+        found["blocks"] = _in_a_process(emulator, "blocks", str(jobs), str(seconds))
+        print("blocks", found["blocks"], flush=True)
         found["memory"] = _in_a_process(emulator, "memory", str(jobs), str(in_memory))
         print("memory", found["memory"], flush=True)
     return found
@@ -335,7 +358,7 @@ def measure_loops(count: int, seconds: float, in_memory: int) -> dict[str, Any]:
 
 def measure_known(seconds: float, unknown: int, known_jobs: int) -> dict[str, Any]:
     """Measure calls and delay, over TLS with 30 to 80 ms on the way."""
-    with a_gateway(seconds, spread=0.1) as emulator:
+    with a_gateway(seconds, spread=SPREAD) as emulator:
         _connect(emulator)
         groups = [
             ("unknown model, polls", unknown, "poll"),
@@ -382,9 +405,13 @@ def main() -> None:
         _inside(options.inside)
         return
     if options.short:
-        found = {**measure_loops(50, 2.0, 200), **measure_at_once(50), **measure_known(1.5, 5, 5)}
+        found = {**measure_loops(50, 2.0, 200), **measure_at_once(50, 2.0), **measure_known(1.5, 5, 5)}
     else:
-        found = {**measure_loops(1000, 20.0, 10_000), **measure_at_once(1000), **measure_known(20.0, 20, 60)}
+        found = {
+            **measure_loops(1000, 20.0, 10_000),
+            **measure_at_once(1000, 20.0),
+            **measure_known(20.0, 20, 60),
+        }
     write(options.out, options, **found)
 
 

@@ -249,6 +249,32 @@ class RuleBook:
         self._changed()
 
 
+class Allowance:
+    """
+    Calls that may be made: so many in a second, and, after a pause, as many as a second brings at once.
+
+    :param per_second: 0 is without limit
+    """
+
+    def __init__(self, per_second: float) -> None:
+        self._per_second = per_second
+        self._most = max(per_second, 1.0)
+        self._left = self._most
+        self._counted_at: float | None = None
+
+    def take(self, now: float) -> bool:
+        """Make a call, if one may be made now."""
+        if not self._per_second:
+            return True
+        since = now - (now if self._counted_at is None else self._counted_at)
+        self._counted_at = now
+        self._left = min(self._left + since * self._per_second, self._most)
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
 def read_header(lines: Iterable[str], operation: str) -> RuleBook:
     """Read the rules that a request brings for itself."""
     rules = [Rule.read({"on": operation, **_read_text(line)}) for line in lines]

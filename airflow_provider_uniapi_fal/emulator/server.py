@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from aiohttp import web
 
 from airflow_provider_uniapi_fal.emulator.account import Account, SeenRequest, read_authorization
-from airflow_provider_uniapi_fal.emulator.faults import Rule, RuleBook, carry_out, read_header
+from airflow_provider_uniapi_fal.emulator.faults import Allowance, Rule, RuleBook, carry_out, read_header
 from airflow_provider_uniapi_fal.emulator.jobs import Job, JobQueue
 from airflow_provider_uniapi_fal.emulator.refusals import Manners
 from airflow_provider_uniapi_fal.emulator.reply import HangUp, Reply
@@ -55,6 +55,7 @@ class Gateway:
     rules: RuleBook = field(init=False)
     queue: JobQueue = field(init=False)
     account: Account = field(init=False)
+    allowance: Allowance = field(init=False)
     _chance: random.Random = field(init=False, default_factory=random.Random)
     _numbers: itertools.count[int] = field(init=False, default_factory=lambda: itertools.count(1))
 
@@ -178,6 +179,7 @@ class Gateway:
         self.rules = RuleBook(self.settings.faults, self._note_rules)
         self.queue = JobQueue(self.settings.concurrency)
         self.account = Account()
+        self.allowance = Allowance(self.settings.calls_a_second * self.settings.time_scale)
 
     def _note(self, event: str, **fields: Any) -> None:
         if self.journal is not None:
@@ -373,6 +375,9 @@ def _serve(
                 return await send(request, family.dress(gateway.settings, manners.refusal("bad-key")))
         body = await request.read()
         await asyncio.sleep(gateway.latency())
+        if route.scheme is not None and not gateway.allowance.take(time.monotonic()):
+            seen.fault = "rate-limit"
+            return await send(request, family.dress(gateway.settings, manners.rate_limit()))
         try:
             own_rules = read_header(request.headers.getall(FAULT_HEADER, ()), route.operation)
             for rule in own_rules.all():

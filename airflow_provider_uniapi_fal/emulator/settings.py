@@ -204,6 +204,11 @@ class Settings(Behaviour):
     key: str = _setting("", "the accepted key; without it every key is accepted, but not none")
     seed: int = _setting(0, "starts the random numbers of durations and pictures")
     concurrency: int = _setting(0, "jobs that run at once; 0 is without limit")
+    calls_a_second: float = _setting(
+        0.0,
+        "calls that the account may make in an emulated second, as many of them at once; then 429, without "
+        "Retry-After; 0 is without limit",
+    )
     kling_slots: int = _setting(
         0, "unfinished videos, try-ons and pictures of Kling at once, then 1303; 0 is without limit"
     )

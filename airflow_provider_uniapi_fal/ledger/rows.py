@@ -9,7 +9,7 @@ step of the newest post of a row, and two processes that read the same entries s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import lru_cache
 from typing import Any, TypeAlias
@@ -251,7 +251,7 @@ def spooled(result: JobResult) -> dict[str, Any]:
     Data URIs stay in it, because nobody else may have them any more. The model's other answers are left out: they
     are not landed, and repeat the prompt.
     """
-    media = [asdict(file) for file in result.media]
+    media = [dict(vars(file)) for file in result.media]
     return {**replace(result, data=None, media=()).to_json(), "media": media}
 
 

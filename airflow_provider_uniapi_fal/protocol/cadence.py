@@ -2,15 +2,18 @@
 Pure decision: when to look at a job next.
 
 A model that is not known yet is looked at after a share of the job's age: short jobs are known soon, long ones cost
-few looks. How long the jobs of a model take is learned from those that end, and from then on a job is not looked at
-before it can have ended, and closely when it is due. What was learned may be wrong: no rest is so long that a result
-would be lost, and a job that is overdue is looked at less and less often, as one of an unknown model is.
+few looks. How long the jobs of a model run is learned from those that end, and from then on a job is not looked at
+before it can have ended, and closely when it is due: most closely at the ages at which most of the others had ended.
+How long they were queued is believed only where a job fits: a queue comes and goes. What was learned may be wrong: no
+rest is so long that a result would be lost, and a job that is overdue is looked at less and less often, as one of an
+unknown model is.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections import OrderedDict, deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 #: Seconds between looks at a job of an unknown model: this share of its age, within these bounds.
@@ -18,14 +21,20 @@ SHORTEST = 1.5
 LONGEST = 15.0
 SHARE_OF_AGE = 0.37
 
-#: Of a known model: the time in which most jobs end is divided by this, but looks are not closer than this. First looks
-#: are spread over a share of the time between two: jobs that were submitted together do not ask together, and who looks
-#: the moment that the fastest job ends nearly always looks in vain.
-LOOKS_WHILE_DUE = 5.5
-FIRST_LOOK_SPREAD = 0.5
+#: Of a known model: between two looks, so large a share of the jobs that are remembered had ended. First looks are spread
+#: over a share of that: jobs that were submitted together do not ask together. Few end later than the last that is
+#: remembered: the look for them may come so much later. Looks are not closer than this.
+STEP = 0.2
+FIRST_LOOK_SPREAD = 0.4
+BEYOND = 2.0
 CLOSEST = 0.25
 CLOSEST_SHARE = 0.01
 SHARE_OF_OVERTIME = 0.2
+
+#: A queue that others have met may be gone: such a share of the time for which a job runs is taken for granted. It may
+#: also fall faster than it did: the next look comes when such a share of the time that it should take is over.
+SHARE_OF_QUEUE = 0.05
+SHARE_OF_FALL = 0.75
 
 #: The longest rest before a job can have ended. The queue may keep a large result for six minutes only.
 LONGEST_REST = 60.0
@@ -49,22 +58,42 @@ class Span:
     @classmethod
     def of(cls, seconds: Iterable[float]) -> Span:
         """Return the span of some durations, without the exceptions at its ends."""
-        ordered = sorted(seconds)
-        last = len(ordered) - 1
-        return cls(ordered[round(last * EXCEPTIONS)], ordered[round(last * (1 - EXCEPTIONS))])
+        usual = _usual(seconds)
+        return cls(usual[0], usual[-1])
 
 
 @dataclass(frozen=True)
 class Usual:
     """
-    How long the jobs of a model take.
+    How long the jobs of a model take, in seconds; lists ascend and are without the exceptions.
 
     :param total: from the submit to the end
     :param running: from the start to the end
+    :param unqueued: from the submit to the end, where there is next to no queue
+    :param jobs: each that is remembered: how long it was queued, and its total
     """
 
     total: Span
-    running: Span
+    running: Sequence[float]
+    unqueued: Sequence[float]
+    jobs: Sequence[tuple[float, float]]
+
+    @classmethod
+    def of(cls, jobs: Iterable[tuple[float, float]]) -> Usual:
+        """Learn from jobs: of each the seconds from the submit to the end, and from the start to the end."""
+        known = [(total, min(running, total)) for total, running in jobs]
+        return cls(
+            Span.of(total for total, _ in known),
+            _usual(running for _, running in known),
+            _usual(min(total, running * (1 + SHARE_OF_QUEUE)) for total, running in known),
+            [(total - running, total) for total, running in known],
+        )
+
+
+def _usual(seconds: Iterable[float]) -> list[float]:
+    ordered = sorted(seconds)
+    exceptions = round((len(ordered) - 1) * EXCEPTIONS)
+    return ordered[exceptions : len(ordered) - exceptions]
 
 
 class Experience:
@@ -80,8 +109,7 @@ class Experience:
         self._jobs.move_to_end(model)
         jobs.append((max(total, 0.0), max(running, 0.0)))
         if len(jobs) >= KNOWN_AFTER:
-            totals, runnings = zip(*jobs, strict=True)
-            self._usual[model] = Usual(Span.of(totals), Span.of(runnings))
+            self._usual[model] = Usual.of(jobs)
         if len(self._jobs) > MODELS_REMEMBERED:
             forgotten, _ = self._jobs.popitem(last=False)
             self._usual.pop(forgotten, None)
@@ -140,9 +168,7 @@ def first_look(seen: Seen, usual: Usual | None, *, jitter: float) -> float:
     """Return the seconds until the first look at a job that was not looked at yet, without a fixed interval."""
     if usual is None:
         return max(SHORTEST - seen.age, 0.0)
-    early, late = _due(seen, usual)
-    spread = FIRST_LOOK_SPREAD * jitter * _while_due(early, late)
-    return min(max(early + spread - seen.age, 0.0), LONGEST_REST)
+    return max(min(_when_due(_ends(seen, usual), 0.0, jitter) - seen.age, LONGEST_REST), 0.0)
 
 
 def _unknown(seen: Seen, share_of_age: float, jitter: float) -> float:
@@ -152,29 +178,98 @@ def _unknown(seen: Seen, share_of_age: float, jitter: float) -> float:
 
 
 def _known(seen: Seen, usual: Usual, jitter: float) -> float:
-    early, late = _due(seen, usual)
-    interval = _while_due(early, late)
-    rest = max(early + FIRST_LOOK_SPREAD * jitter * interval - seen.age, 0.0)
-    wait = min(rest, LONGEST_REST) if rest > interval else min(interval, LONGEST)
-    # The longer it lasts against all experience, the less the experience is worth.
-    return max(wait, min((seen.age - usual.total.high) * SHARE_OF_OVERTIME, LONGEST))
-
-
-def _while_due(early: float, late: float) -> float:
-    """Return the seconds between looks at a job that may end at any time between two ages."""
-    return max((late - early) / LOOKS_WHILE_DUE, CLOSEST, CLOSEST_SHARE * early)
-
-
-def _due(seen: Seen, usual: Usual) -> tuple[float, float]:
-    """Return the ages between which the job should end."""
-    if seen.running_since is None:
-        start = seen.pending_until + (seen.seconds_to_start or 0.0)
-        earliest, latest = start + usual.running.low, start + usual.running.high
+    if seen.pending_until and seen.running_since is None:
+        wait = _queued(seen, usual, jitter)
     else:
-        earliest = seen.pending_until + usual.running.low
-        # Who was never seen in the queue most likely was not there for long.
-        latest = (seen.running_since if seen.pending_until else 0.0) + usual.running.high
-    if seen.age < usual.total.high:
-        # It goes as most do, so the whole way tells more than its parts, whose borders were not seen.
-        return max(min(earliest, usual.total.high), usual.total.low), usual.total.high
-    return earliest, max(latest, earliest)
+        wait = _when_due(_ends(seen, usual), seen.age, jitter) - seen.age
+    return min(wait, LONGEST_REST)
+
+
+def _queued(seen: Seen, usual: Usual, jitter: float) -> float:
+    """Return the seconds until the next look at a job that was last seen in the queue."""
+    running = _when_due(usual.running, 0.0, jitter)
+    if seen.seconds_to_start is None:
+        # However long others were queued, it may start now.
+        return max(seen.pending_until + running - seen.age, min(seen.age * SHARE_OF_OVERTIME, LONGEST))
+    if seen.seconds_to_start > running:
+        return max(seen.seconds_to_start * SHARE_OF_FALL, running)
+    # Who sees it start knows better when it will end.
+    return max(seen.seconds_to_start, running * STEP, CLOSEST)
+
+
+def _ends(seen: Seen, usual: Usual) -> Sequence[float]:
+    """Return the ages at which a job may end, ascending, one as likely as the other."""
+    if seen.running_since is None:
+        return usual.unqueued
+    if seen.pending_until:
+        # It has started at some time between the two looks.
+        doubt = max(seen.running_since - seen.pending_until, 0.0) / max(len(usual.running) - 1, 1)
+        return [seen.pending_until + place * doubt + each for place, each in enumerate(usual.running)]
+    # Of the others those that were queued no longer than it can have been.
+    alike = [total for queued, total in usual.jobs if queued <= seen.running_since]
+    return _usual(alike) if len(alike) >= KNOWN_AFTER else usual.unqueued
+
+
+def _when_due(ends: Sequence[float], age: float, jitter: float) -> float:
+    """Return the age for the next look at a job that ends at one of these ages."""
+    *groups, last = _groups(ends)
+    for group in groups:
+        if age < group[-1]:
+            return _within(group, age, jitter)
+        # Once more before the gap is passed over.
+        if age < _patience(group[-1]):
+            return max(_patience(group[-1]), age + _closest(age))
+    if age < last[-1]:
+        return _within(last, age, jitter)
+    # The longer it lasts against all experience, the less the experience is worth.
+    return age + min(max(_beyond(last), _closest(age), (age - last[-1]) * SHARE_OF_OVERTIME), LONGEST)
+
+
+def _groups(ends: Sequence[float]) -> list[Sequence[float]]:
+    """Part the ends at wide gaps: some jobs of a model may be far shorter than the others."""
+    groups, begin = [], 0
+    for place in range(1, len(ends)):
+        if ends[place] > ends[place - 1] * (1 + SHARE_OF_AGE):
+            groups.append(ends[begin:place])
+            begin = place
+    return [*groups, ends[begin:]]
+
+
+def _within(ends: Sequence[float], age: float, jitter: float) -> float:
+    """Return the age for the next look at a job that most likely ends at one of these ages, which have no gap."""
+    step = STEP * (1 - FIRST_LOOK_SPREAD * jitter if age < ends[0] else 1.0)
+    begin = max(age, ends[0])
+    aim = _place(ends, age) + step
+    look = _at(ends, aim) if aim <= 1 else ends[-1] + _beyond(ends) * (aim - 1) / STEP
+    return max(min(look, _patience(begin)), begin + _closest(begin) * step / STEP)
+
+
+def _beyond(ends: Sequence[float]) -> float:
+    """Return how long after the last of some ends the look for later ones comes."""
+    return BEYOND * (ends[-1] - _at(ends, 1 - STEP))
+
+
+def _patience(age: float) -> float:
+    """Return the age until which a job of an unknown model would be left alone."""
+    return age + min(age * SHARE_OF_AGE, LONGEST)
+
+
+def _closest(age: float) -> float:
+    return max(CLOSEST, min(age * CLOSEST_SHARE, LONGEST))
+
+
+def _place(ends: Sequence[float], age: float) -> float:
+    """Return how large a share of the ends lies before an age that is before the last."""
+    after = bisect_right(ends, age)
+    if after == 0:
+        return 0.0
+    before = ends[after - 1]
+    return (after - 1 + (age - before) / (ends[after] - before)) / (len(ends) - 1)
+
+
+def _at(ends: Sequence[float], share: float) -> float:
+    """Return the age before which such a share of the ends lies."""
+    place = share * (len(ends) - 1)
+    before = int(place)
+    after = min(before + 1, len(ends) - 1)
+    return ends[before] + (place - before) * (ends[after] - ends[before])

@@ -203,7 +203,7 @@ class JobResult:
             "schema_version": SCHEMA_VERSION,
             "handle": self.handle.to_json(),
             "data": self.data if whole else without_data_uris(self.data),
-            "media": [asdict(file) for file in media],
+            "media": [dict(vars(file)) for file in media],  # asdict() takes twenty times as long
             "seed": self.seed,
             "billable_units": self.billable_units,
             "seconds_queued": self.seconds_queued,

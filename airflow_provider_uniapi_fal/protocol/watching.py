@@ -349,11 +349,12 @@ def _seen(watch: Watch, now: float) -> cadence.Seen:
     """Return what the cadence is to know of a job."""
     submitted = watch.handle.submitted_at
     if watch.completed_at is not None:
-        return cadence.Seen(now - watch.completed_at)
+        return cadence.Seen(max(now - watch.completed_at, 0.0))
+    # By a clock of another machine it may have been submitted a little later than now.
     return cadence.Seen(
-        now - submitted,
+        max(now - submitted, 0.0),
         pending_until=max((watch.pending_at or submitted) - submitted, 0.0),
-        running_since=None if watch.running_since is None else watch.running_since - submitted,
+        running_since=None if watch.running_since is None else max(watch.running_since - submitted, 0.0),
         seconds_to_start=_seconds_to_start(watch),
     )
 
@@ -377,19 +378,34 @@ def _learn(watch: Watch, experience: cadence.Experience) -> None:
     the first look must not spoil what is known, many must change it.
     """
     submitted, completed = watch.handle.submitted_at, watch.completed_at or 0.0
-    running = watch.inference_time
+    running, running_since = watch.inference_time, watch.running_since
     pending = watch.pending_at or submitted
     earliest, latest = watch.looked_at or submitted, completed
+    if running is not None and running_since is not None:
+        # A gateway may tell a part of the time only: it ran for as long as it was seen to run at least.
+        running = max(running, earliest - running_since)
     if running is not None:
         earliest = max(earliest, pending + running)
-    if running is not None and watch.running_since is not None:
-        latest = min(completed, max(watch.running_since + running, earliest))
+    if running is not None and running_since is not None:
+        latest = min(completed, max(running_since + running, earliest))
     else:
         earliest = max(earliest, completed - 0.2 * (completed - submitted))
     ended = min(earliest, latest) + EARLY_SHARE * (latest - min(earliest, latest))
     if running is None:
-        running = ended - (pending if watch.running_since is None else (pending + watch.running_since) / 2)
+        running = _ran(watch, ended, experience.usual(watch.handle.model))
     experience.learn(watch.handle.model, total=ended - submitted, running=running)
+
+
+def _ran(watch: Watch, ended: float, usual: cadence.Usual | None) -> float:
+    """Return how long a job ran of which only the looks tell it."""
+    if watch.pending_at is None or watch.running_since is None:
+        # Who was never seen in the queue most likely was not there for long.
+        return ended - (watch.pending_at or watch.handle.submitted_at)
+    shortest, longest = ended - watch.running_since, ended - watch.pending_at
+    if usual is None:
+        return (shortest + longest) / 2
+    # If it may have taken as long as most do, it tells nothing new.
+    return min(max(usual.running[len(usual.running) // 2], shortest), longest)
 
 
 def _running_clocks(watch: Watch) -> dict[FailureKind, float]:

@@ -24,6 +24,7 @@ from airflow_provider_uniapi_fal.protocol.cadence import JOBS_REMEMBERED, SHARE_
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, RoundEnd, Watch
+from airflow_provider_uniapi_fal.triggers.fal import RACE_SECONDS
 from airflow_provider_uniapi_fal.triggers.hub import waits
 
 if TYPE_CHECKING:
@@ -96,7 +97,8 @@ class WatchSettings:
         if self.poke_interval is not None or self.by != "poll":
             return 0.0
         longest = min(REST_SECONDS, self.timeout, self.queue_timeout or math.inf)
-        return handle.submitted_at + longest - now
+        # It may have been submitted by a clock that is ahead of this one.
+        return min(handle.submitted_at - now, 0.0) + longest
 
 
 @dataclass(frozen=True)
@@ -425,13 +427,15 @@ class FalBatchTrigger(BaseTrigger):
             "journal": self.journal,
             "began": self.watch.get("began"),
         }
+        # The worker's clock may be ahead of this one.
+        hold_until = min(self.hold_until, time.time() + RACE_SECONDS)
         try:
-            ready, running = await self._watched()
+            ready, running = await self._watched(hold_until)
         except FalError as error:
             event["failure"] = error.failure.to_json()
         else:
             event.update(ready=ready, running=running)
-        await asyncio.sleep(max(self.hold_until - time.time(), 0.0))
+        await asyncio.sleep(max(hold_until - time.time(), 0.0))
         self._fired = True
         yield TriggerEvent(event)
 
@@ -452,7 +456,7 @@ class FalBatchTrigger(BaseTrigger):
             return
         cancel_all(still_running(Journal.reading(ObjectStoragePath(self.journal))), self._say)
 
-    async def _watched(self) -> tuple[int, int]:
+    async def _watched(self, hold_until: float) -> tuple[int, int]:
         """Watch until a worker is wanted; return how many results are ready, and how many jobs still run."""
         settings, this_try = WatchSettings(**self.watch), Try(self.try_number, self.max_tries)
         land = LandSettings(self.land_every, self.land_after, self.land_ahead)
@@ -468,7 +472,7 @@ class FalBatchTrigger(BaseTrigger):
                     ready = waiting_to_land(journal, this_try)
                     # Those that are ready while nobody may be called yet land together with the others.
                     due = max(
-                        self.hold_until,
+                        hold_until,
                         land.due(
                             ready=len(ready),
                             since=since,

@@ -19,6 +19,7 @@ from airflow_provider_uniapi_fal.hooks.task_states import (
     killed_by_user,
     states_of,
 )
+from airflow_provider_uniapi_fal.protocol.cadence import LONGEST_REST
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobHandle, JobResult, JobState
 from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, RoundEnd, Watch
@@ -163,10 +164,13 @@ class FalQueueTrigger(BaseTrigger):
             logs=self.logs,
         )
         watch.resume(self.progress)
-        await _until(self.next_look_at)
+        # The worker's clock may be ahead of this one.
+        hold_until = min(self.hold_until, time.time() + RACE_SECONDS)
+        await _until(min(self.next_look_at, time.time() + self._longest_rest(watch)))
         end = await self._watch(watch)
-        await _until(self.hold_until)
-        event = event_of(watch, end)
+        await _until(hold_until)
+        # A result of many files takes a while to write down, and the event loop is that of all triggers.
+        event = await asyncio.to_thread(event_of, watch, end)
         if self.end_from_trigger and "result" in event:
             # TaskSuccessEvent(xcoms=…) would encode the value twice.
             try:
@@ -179,6 +183,15 @@ class FalQueueTrigger(BaseTrigger):
                 return
         self._fired = True
         yield FalQueueEvent(event)
+
+    def _longest_rest(self, watch: Watch) -> float:
+        """Return the seconds that the worker meant the job to rest, by its clock alone."""
+        looked_at = max(watch.looked_at or 0.0, watch.said_at)
+        if looked_at:
+            return self.next_look_at - looked_at
+        return min(
+            self.next_look_at - watch.handle.submitted_at, max(LONGEST_REST, self.poke_interval or 0.0)
+        )
 
     async def on_kill(self) -> None:
         """

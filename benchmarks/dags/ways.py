@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 from airflow.providers.http.operators.http import HttpOperator
 from airflow.providers.http.sensors.http import HttpSensor
@@ -34,6 +34,12 @@ def inputs(params: Any = None) -> list[dict[str, Any]]:
     return [peers.arguments(prompt) for prompt in params["prompts"]]
 
 
+@task
+def bodies(params: Any = None) -> list[str]:
+    """Hand out what the HTTP provider posts, which wants it as text."""
+    return [json.dumps(peers.arguments(prompt)) for prompt in params["prompts"]]
+
+
 def in_a_task(name: str, work: Callable[[str], None]) -> None:
     @dag(dag_id=name, **OPTIONS)
     def way() -> None:
@@ -53,16 +59,12 @@ in_a_task("fal_client", peers.subscribe_of_fal_client)
 @dag(**OPTIONS)
 def http_provider() -> None:
     @task_group
-    def one(arguments: dict[str, Any]) -> None:
-        @task
-        def body(arguments: dict[str, Any]) -> str:
-            return json.dumps(arguments)
-
+    def one(body: str) -> None:
         submit = HttpOperator(
             task_id="submit",
             http_conn_id="bench_http",
             endpoint=f"/fal-ai/{peers.MODEL}",
-            data=cast("str", body(arguments)),
+            data=body,
             headers={"Content-Type": "application/json"},
             response_filter=lambda reply: reply.json()["request_id"],
         )
@@ -75,7 +77,7 @@ def http_provider() -> None:
             deferrable=True,
         ).set_upstream(submit)
 
-    one.expand(arguments=inputs())
+    one.expand(body=bodies())
 
 
 @dag(**OPTIONS)
@@ -119,7 +121,7 @@ def ours_batch() -> None:
         model=peers.MODEL,
         requests="{{ params.table }}",
         manifest_path="{{ params.table | replace('.jsonl', '') }}/manifest.jsonl",
-        max_in_flight=50,
+        max_in_flight=peers.SUBMITS_AT_ONCE,
         parallel=32,
     )
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import pytest
 import requests
 
+from airflow_provider_uniapi_fal.emulator.faults import Allowance
 from airflow_provider_uniapi_fal.emulator.refusals import REFUSALS
 from tests.emulator.client import KEY, PICTURE
 
@@ -63,6 +64,27 @@ def test_a_rate_limit_says_when_to_come_back(start: Start) -> None:
     assert 55 <= wait.total_seconds() <= 61
     assert emulator.account()["totals"]["posts_accepted"] == 0
     assert client.post().status_code == 200
+
+
+def test_an_account_may_make_so_many_calls_a_second_and_after_a_pause_as_many_at_once() -> None:
+    allowance = Allowance(4.0)
+    assert [allowance.take(100.0) for _ in range(6)] == [True] * 4 + [False] * 2
+    assert [allowance.take(100.5) for _ in range(3)] == [True, True, False]
+    assert [allowance.take(900.0) for _ in range(5)] == [True] * 4 + [False]
+    slow = Allowance(0.5)
+    assert [slow.take(now) for now in (0.0, 1.0, 2.5, 3.0)] == [True, False, True, False]
+    assert all(Allowance(0.0).take(0.0) for _ in range(100))
+
+
+def test_a_call_too_many_is_refused_and_leaves_nothing_behind(start: Start) -> None:
+    # On a clock this slow no call comes back within the test.
+    emulator, client = start(calls_a_second=2.0, time_scale=0.001)
+    replies = [client.post() for _ in range(3)]
+    assert [reply.status_code for reply in replies] == [200, 429, 429]
+    assert "Retry-After" not in replies[1].headers
+    account = emulator.account()
+    assert account["totals"]["posts_accepted"] == 1
+    assert emulator.requests()[-1]["fault"] == "rate-limit"
 
 
 @pytest.mark.parametrize(("accepted", "jobs"), [("false", 0), ("true", 1)])

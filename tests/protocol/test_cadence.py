@@ -16,8 +16,7 @@ from airflow_provider_uniapi_fal.protocol.watching import WaitMore, Watch
 from tests.protocol.values import DIALECT, NOW, Conversation, handle, reply
 
 seconds = st.floats(0, 1e5)
-spans = st.tuples(seconds, seconds).map(lambda pair: Span(min(pair), max(pair)))
-usuals = st.none() | st.builds(Usual, total=spans, running=spans)
+usuals = st.none() | st.lists(st.tuples(seconds, seconds), min_size=1, max_size=60).map(Usual.of)
 seens = st.builds(
     Seen,
     st.floats(-5, 1e6),
@@ -86,13 +85,13 @@ def test_a_model_is_known_after_a_few_jobs_only() -> None:
         experience.learn("m", total=20.0, running=20.0)
         assert experience.usual("m") is None
     experience.learn("m", total=20.0, running=20.0)
-    assert experience.usual("m") == Usual(Span(20.0, 20.0), Span(20.0, 20.0))
+    assert experience.usual("m") == Usual.of([(20.0, 20.0)] * cadence.KNOWN_AFTER)
 
 
 def test_an_overdue_job_that_was_never_seen_in_the_queue_is_not_taken_for_one_that_has_just_begun() -> None:
-    usual = Usual(total=Span(18.0, 22.0), running=Span(18.0, 22.0))
+    usual = Usual.of((seconds, seconds) for seconds in range(18, 23))
     overdue = Seen(22.2, running_since=19.0)
-    assert next_look(overdue, poke_interval=None, usual=usual, jitter=0.5) < 1.0
+    assert next_look(overdue, poke_interval=None, usual=usual, jitter=0.5) < 2.0
 
 
 def test_whoever_is_to_tell_of_all_others_is_looked_at_more_closely() -> None:
@@ -108,10 +107,61 @@ def test_far_back_in_the_queue_it_is_looked_at_less_often() -> None:
     )
 
 
-def test_a_job_that_was_just_seen_in_the_queue_cannot_end_before_it_has_run() -> None:
-    usual = Usual(total=Span(20.0, 22.0), running=Span(19.0, 21.0))
-    late = Seen(40.0, pending_until=40.0, seconds_to_start=5.0)
-    assert next_look(late, poke_interval=None, usual=usual, jitter=0.0) == pytest.approx(24.0)
+ABOUT_20 = Usual.of((20.5 + tenths / 10, 20.0 + tenths / 10) for tenths in range(-20, 21))
+AFTER_A_QUEUE = Usual.of((130.0 + tenths / 10, 20.0 + tenths / 10) for tenths in range(-20, 21))
+
+
+@pytest.mark.parametrize("usual", [ABOUT_20, AFTER_A_QUEUE])
+@given(jitter=st.floats(0, 1))
+def test_a_job_that_was_seen_in_the_queue_is_looked_at_when_it_can_have_run_and_however_long_others_were_queued(
+    usual: Usual, jitter: float
+) -> None:
+    wait = next_look(Seen(40.0, pending_until=40.0), poke_interval=None, usual=usual, jitter=jitter)
+    assert 18 <= wait <= 19.5
+
+
+@given(jitter=st.floats(0, 1))
+def test_a_queue_that_others_have_met_may_be_gone(jitter: float) -> None:
+    assert cadence.first_look(Seen(0.0), AFTER_A_QUEUE, jitter=jitter) <= 20.5
+    running = Seen(20.0, running_since=20.0)
+    assert next_look(running, poke_interval=None, usual=AFTER_A_QUEUE, jitter=jitter) < 1.5
+
+
+def test_a_job_that_runs_at_its_first_look_is_held_against_those_that_can_have_been_queued_as_long() -> None:
+    mixed = Usual.of([*((35.0 + n / 10, 20.0) for n in range(20)), *((130.0 + n, 20.0) for n in range(20))])
+    running = Seen(20.0, running_since=20.0)
+    assert 34 <= 20 + next_look(running, poke_interval=None, usual=mixed, jitter=0.5) <= 37
+
+
+def test_a_queue_that_falls_is_followed_until_the_job_starts() -> None:
+    def look(seconds_to_start: float) -> float:
+        seen = Seen(40.0, pending_until=40.0, seconds_to_start=seconds_to_start)
+        return next_look(seen, poke_interval=None, usual=ABOUT_20, jitter=0.5)
+
+    assert look(60.0) == pytest.approx(45.0)
+    # Who sees it start, knows when it ends.
+    assert look(10.0) == pytest.approx(10.0)
+    assert 3 < look(0.5) < 5
+
+
+def test_in_a_queue_that_does_not_tell_a_short_job_is_not_asked_for_at_every_moment() -> None:
+    short = Usual.of([(2.0, 2.0)] * 10)
+    assert next_look(Seen(60.0, pending_until=60.0), poke_interval=None, usual=short, jitter=0.5) >= 10
+
+
+def test_where_jobs_are_either_short_or_long_one_is_looked_at_once_more_before_the_long_ones() -> None:
+    either = Usual.of([*((5.0 + n / 100, 5.0) for n in range(20)), *((120.0 + n, 120.0) for n in range(20))])
+    age, looks = 5.2, []
+    while age < 119:
+        age += next_look(Seen(age, running_since=4.9), poke_interval=None, usual=either, jitter=0.5)
+        looks.append(age)
+    assert looks[0] <= 1.37 * 5.2
+    assert len(looks) <= 3
+
+
+def test_a_job_that_nobody_has_looked_at_while_it_was_due_is_looked_at_at_once() -> None:
+    assert cadence.first_look(Seen(500.0), ABOUT_20, jitter=1.0) == 0
+    assert cadence.first_look(Seen(21.0), ABOUT_20, jitter=1.0) == 0
 
 
 # --- whole waits, with a clock of their own -----------------------------------------------------------------
@@ -126,14 +176,21 @@ class World:
         self.chance = random.Random(seed)
         self.experience = Experience()
 
-    def wait(self, queued: float, running: float, *, metrics: bool = True) -> tuple[int, float]:
-        """Wait for one job; return the status calls that it took, and the seconds until its end was known."""
+    def wait(
+        self, queued: float, running: float, *, metrics: bool = True, told: float | None = None
+    ) -> tuple[int, float]:
+        """
+        Wait for one job; return the status calls that it took, and the seconds until its end was known.
+
+        :param metrics: the gateway tells how long it ran
+        :param told: what it tells, if that is not the truth
+        """
         watch = Watch(handle(submitted_at=NOW))
         now = NOW + watching.seconds_to_first_look(
             watch, now=NOW, jitter=self.chance.random(), experience=self.experience
         )
         for looks in range(1, 10_000):
-            end = self._round(watch, now, queued, running, metrics)
+            end = self._round(watch, now, queued, running, metrics, told=told)
             if isinstance(end, JobResult):
                 return looks, now + 2 * self.ROUND_TRIP - NOW - queued - running
             assert isinstance(end, WaitMore)
@@ -141,11 +198,23 @@ class World:
         raise AssertionError("it never ended")
 
     def _round(
-        self, watch: Watch, now: float, queued: float, running: float, metrics: bool
+        self,
+        watch: Watch,
+        now: float,
+        queued: float,
+        running: float,
+        metrics: bool,
+        position: int | None = None,
+        told: float | None = None,
     ) -> watching.RoundEnd:
+        """Look once at a job that is queued and runs for so long."""
         age = now + self.ROUND_TRIP / 2 - NOW
         word = "IN_QUEUE" if age < queued else "IN_PROGRESS" if age < queued + running else "COMPLETED"
-        status = {"status": word, "metrics": {"inference_time": running} if metrics else {}}
+        status: dict[str, object] = {"status": word}
+        if word == "IN_QUEUE" and position is not None:
+            status["queue_position"] = position
+        if metrics:
+            status["metrics"] = {"inference_time": running if told is None else told}
         answers = [reply(status, 200 if word == "COMPLETED" else 202)]
         if word == "COMPLETED":
             answers.append(reply({"images": [{"url": "https://x/a.png"}]}))
@@ -168,19 +237,23 @@ def test_a_job_of_20_seconds_of_an_unknown_model_takes_at_most_10_looks() -> Non
 
 
 @pytest.mark.parametrize("metrics", [True, False])
-@pytest.mark.parametrize("seed", range(4))
-def test_once_20_jobs_are_known_one_of_20_seconds_takes_4_looks_or_so_and_is_known_in_half_a_second(
-    metrics: bool, seed: int
+def test_once_20_jobs_are_known_one_of_20_seconds_takes_at_most_6_looks_and_is_known_in_half_a_second(
+    metrics: bool,
 ) -> None:
-    world = World(seed)
-    for _ in range(20):
-        world.wait(*world.twenty_seconds(), metrics=metrics)
-    waits = [world.wait(*world.twenty_seconds(), metrics=metrics) for _ in range(500)]
-    looks, late = zip(*waits, strict=True)
-    print(f"looks: mean {mean(looks):.1f}, most {max(looks)}; median seconds late {median(late):.2f}")
-    assert mean(looks) <= 4.5
-    assert sum(each > 6 for each in looks) <= 60
-    assert max(looks) <= 8
+    looks, late = [], []
+    for seed in range(10):
+        world = World(seed)
+        for _ in range(20):
+            world.wait(*world.twenty_seconds(), metrics=metrics)
+        for _ in range(200):
+            made, seconds_late = world.wait(*world.twenty_seconds(), metrics=metrics)
+            looks.append(made)
+            late.append(seconds_late)
+    print(f"looks: mean {mean(looks):.2f}, most {max(looks)}; seconds late: median {median(late):.2f}")
+    # Where the gateway does not tell how long a job ran, it is known less well: a few take one look more.
+    assert max(looks) <= (6 if metrics else 7)
+    assert sum(each > 6 for each in looks) <= 0.005 * len(looks)
+    assert mean(looks) <= 4
     # The look that tells and the fetch of the result take their time, too.
     assert median(late) - 2 * World.ROUND_TRIP <= 0.5
 
@@ -196,6 +269,30 @@ def test_a_gateway_that_tells_how_long_a_job_ran_is_believed_however_late_its_en
         world.wait(queued, running)
         [[(total, _)]] = world.experience._jobs.values()
         assert abs(total - (queued + running)) <= 0.5
+
+
+def test_a_gateway_that_tells_of_a_part_of_the_time_is_not_believed_against_what_was_seen() -> None:
+    looks = []
+    for seed in range(5):
+        world = World(seed)
+        for _ in range(60):
+            looks.append(world.wait(*world.twenty_seconds(), told=0.5)[0])
+    assert mean(looks) <= 8
+
+
+def test_a_job_that_may_have_run_as_long_as_most_changes_nothing_that_is_known() -> None:
+    world = World()
+    for _ in range(cadence.KNOWN_AFTER):
+        world.experience.learn(handle().model, total=20.0, running=20.0)
+    # It is seen in the queue, and then running: when it started between the two, nobody knows.
+    world.wait(30.0, 21.0, metrics=False)
+    usual = world.experience.usual(handle().model)
+    assert usual is not None
+    assert set(usual.running) == {20.0}
+    world.wait(30.0, 60.0, metrics=False)
+    usual = world.experience.usual(handle().model)
+    assert usual is not None
+    assert usual.running[-1] > 30.0
 
 
 @given(

@@ -587,3 +587,8 @@ def test_whatever_is_answered_a_wait_with_a_deadline_ends(answers: list[Sent], p
         assert {request.method for request in talk.sent} == {"GET"}
         wait.now += end.seconds
     raise AssertionError("the wait outlived its deadline")
+
+
+def test_a_job_that_was_submitted_by_a_clock_that_is_ahead_is_looked_at_as_a_new_one() -> None:
+    watch = Watch(handle(submitted_at=NOW + 3600))
+    assert watching.seconds_to_first_look(watch, now=NOW, jitter=0.5) <= 1.5

@@ -157,6 +157,27 @@ def test_it_holds_its_event_while_a_resumed_task_may_be_failed_and_gathers_more(
     assert event["ready"] == 3
 
 
+def test_a_worker_whose_clock_is_an_hour_ahead_holds_no_event_up(
+    start: Start, folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triggers, "RACE_SECONDS", 0.2)
+    start()
+    submit(folder, "a")
+    watching = trigger(folder, land_every=1, hold_until=time.time() + 3600)
+
+    async def run() -> list[Any]:
+        return [event.payload async for event in watching.run()]
+
+    [event] = asyncio.run(asyncio.wait_for(run(), 60))
+    assert event["ready"] == 1
+
+
+def test_a_job_that_was_submitted_by_a_clock_that_is_ahead_rests_no_longer_than_others() -> None:
+    settings = WatchSettings(began=0.0)
+    assert settings.rest(handle(submitted_at=5000.0), 1000.0) == triggers.REST_SECONDS
+    assert settings.rest(handle(submitted_at=990.0), 1000.0) == triggers.REST_SECONDS - 10
+
+
 def test_a_result_that_only_a_worker_can_fetch_calls_one_at_once(
     start: Start, folder: ObjectStoragePath
 ) -> None:

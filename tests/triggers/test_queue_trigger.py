@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Coroutine
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -397,6 +398,39 @@ def test_a_failure_is_held_as_well(start: Start) -> None:
     assert time.time() >= until
 
 
+@pytest.mark.parametrize("looked", [False, True])
+def test_a_worker_whose_clock_is_an_hour_ahead_holds_nothing_up(
+    start: Start, monkeypatch: pytest.MonkeyPatch, looked: bool
+) -> None:
+    monkeypatch.setattr(triggers, "RACE_SECONDS", 0.2)
+    start(run_seconds=0.1)
+    ahead = time.time() + 3600
+    job = replace(submitted(), submitted_at=ahead)
+    progress = {"state": "running", "looked_at": ahead + 0.2, "said_at": ahead + 0.2} if looked else {}
+    watching = trigger(job, next_look_at=ahead + 0.5, hold_until=ahead + 0.3, progress=progress)
+    [event] = asyncio.run(asyncio.wait_for(events(watching), 60))
+    assert "result" in event.payload
+
+
+@pytest.mark.parametrize(
+    ("rest", "options", "progress"),
+    [
+        # What the server asked for, and a fixed interval, are kept however long they are.
+        (600.0, {}, {"said_at": 100.0}),
+        (600.0, {"poke_interval": 600.0}, {}),
+        # Where nobody has looked, none is meant to rest for so long.
+        (60.0, {}, {}),
+    ],
+)
+def test_a_rest_that_the_worker_meant_is_kept(
+    rest: float, options: dict[str, Any], progress: dict[str, Any]
+) -> None:
+    watching = trigger(handle(submitted_at=50.0), next_look_at=700.0, progress=progress, **options)
+    watch = Watch(handle(submitted_at=50.0))
+    watch.resume(progress)
+    assert watching._longest_rest(watch) == rest
+
+
 def test_looks_keep_the_poke_interval(start: Start) -> None:
     emulator = start(run_seconds=1.0)
     fired(trigger(submitted(), poke_interval=0.3))
@@ -430,6 +464,23 @@ def test_the_event_loop_is_never_held_up(
         with caplog.at_level(logging.WARNING, "asyncio"):
             asyncio.run(watch())
     assert [record.getMessage() for record in caplog.records if record.name == "asyncio"] == []
+
+
+def test_an_event_is_written_down_beside_the_event_loop(
+    start: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads = []
+
+    def event_of(*given: Any) -> dict[str, Any]:
+        threads.append(threading.current_thread())
+        return written(*given)
+
+    written = triggers.event_of
+    monkeypatch.setattr(triggers, "event_of", event_of)
+    start(run_seconds=0.1)
+    assert "result" in fired(trigger(submitted()))
+    assert threads
+    assert threading.main_thread() not in threads
 
 
 def test_log_lines_and_positions_are_told_once_each(start: Start, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,0 +1,124 @@
+"""Whole nights of looks at jobs whose queue comes and goes, or that are either short or long; the clock is simulated."""
+
+from __future__ import annotations
+
+import heapq
+import random
+from bisect import bisect_right
+from statistics import mean, median
+
+import pytest
+
+from airflow_provider_uniapi_fal.protocol import watching
+from airflow_provider_uniapi_fal.protocol.job import JobResult
+from airflow_provider_uniapi_fal.protocol.watching import WaitMore, Watch
+from tests.protocol.test_cadence import World
+from tests.protocol.values import NOW, handle
+
+
+def p95(values: list[float]) -> float:
+    return sorted(values)[int(0.95 * len(values))]
+
+
+def night(
+    world: World, *, jobs: int = 300, at_once: int = 40, metrics: bool = True, positions: bool = False
+) -> tuple[list[float], list[int]]:
+    """
+    Submit all jobs in a few seconds to an account that runs some at once, each for 20 s ± 10 %.
+
+    :return: of each job, in the order of the submits, the seconds until its end was known, and its looks
+    """
+    free = [0.0] * at_once
+    plan = []
+    for number in range(jobs):
+        submitted = number * 0.02
+        start = max(submitted, heapq.heappop(free))
+        running = world.twenty_seconds()[1]
+        heapq.heappush(free, start + running)
+        plan.append((submitted, start, running))
+    starts = sorted(start for _, start, _ in plan)
+    looks, late, due = [0] * jobs, [0.0] * jobs, []
+    for number, (submitted, _, _) in enumerate(plan):
+        watch = Watch(handle(submitted_at=NOW))
+        rest = watching.seconds_to_first_look(
+            watch, now=NOW, jitter=world.chance.random(), experience=world.experience
+        )
+        due.append((submitted + rest, number, watch))
+    heapq.heapify(due)
+    while due:
+        now, number, watch = heapq.heappop(due)
+        submitted, start, running = plan[number]
+        looks[number] += 1
+        before_it = bisect_right(starts, start) - bisect_right(starts, now) if positions else None
+        end = world._round(watch, NOW + now - submitted, start - submitted, running, metrics, before_it)
+        if isinstance(end, JobResult):
+            late[number] = now + 2 * world.ROUND_TRIP - start - running
+        else:
+            assert isinstance(end, WaitMore)
+            heapq.heappush(due, (now + world.ROUND_TRIP + end.seconds, number, watch))
+    return late, looks
+
+
+@pytest.mark.parametrize(
+    ("metrics", "positions", "median_late", "p95_late", "most_late"),
+    [(True, False, 2.5, 5.5, 7.0), (True, True, 1.5, 5.0, 10.0), (False, False, 2.5, 7.5, 15.5)],
+)
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_a_queue_that_comes_and_goes_hides_no_end(
+    metrics: bool, positions: bool, median_late: float, p95_late: float, most_late: float, seed: int
+) -> None:
+    world = World(seed)
+    night(world, metrics=metrics, positions=positions)
+    for _ in range(2):
+        late, looks = night(world, metrics=metrics, positions=positions)
+        print(
+            f"late: median {median(late):.2f}, p95 {p95(late):.1f}, most {max(late):.1f}; "
+            f"the first 40: median {median(late[:40]):.1f}, most {max(late[:40]):.1f}; looks: {mean(looks):.1f}"
+        )
+        assert median(late) <= median_late
+        assert p95(late) <= p95_late
+        assert max(late) <= most_late
+        assert mean(looks) <= 8
+        # Nobody was before them in the queue, in this night as in the one before.
+        assert max(late[:40]) <= (3.5 if metrics else 8.0)
+
+
+@pytest.mark.parametrize("metrics", [True, False])
+def test_after_a_queue_that_took_up_to_a_quarter_of_an_hour_jobs_that_start_at_once_are_known_soon(
+    metrics: bool,
+) -> None:
+    world = World(3)
+    for number in range(100):
+        world.wait(10.0 * number, world.twenty_seconds()[1], metrics=metrics)
+    waits = [world.wait(*world.twenty_seconds(), metrics=metrics) for _ in range(60)]
+    looks, late = zip(*waits, strict=True)
+    print(f"looks: {mean(looks):.1f}; seconds late: median {median(late):.2f}, most {max(late):.1f}")
+    assert median(late) <= 2
+    assert max(late) <= 6
+    assert mean(looks) <= 8
+
+
+@pytest.mark.parametrize(("short", "long", "share"), [(5, 120, 0.5), (5, 60, 0.8), (10, 300, 0.9)])
+def test_of_jobs_that_are_either_short_or_long_none_is_known_later_for_what_was_learned(
+    short: float, long: float, share: float
+) -> None:
+    world, chance = World(1), random.Random(1)
+    known, unknown = [], []
+    for number in range(300):
+        running = (short if chance.random() < share else long) * chance.uniform(0.95, 1.05)
+        known.append((running, *world.wait(0.3, running)))
+        unknown.append((running, *World(number).wait(0.3, running)))
+    for begin, end in ((0, (short + long) / 2), ((short + long) / 2, 2 * long)):
+        found = []
+        for waits in (known, unknown):
+            looks, late = zip(
+                *((looks, late) for running, looks, late in waits[60:] if begin < running < end), strict=True
+            )
+            print(
+                f"of {begin} to {end} s: looks {mean(looks):.1f}; late: mean {mean(late):.2f}, most {max(late):.1f}"
+            )
+            found.append((mean(looks), mean(late), max(late)))
+        (looks_known, mean_known, most_known), (looks_unknown, mean_unknown, most_unknown) = found
+        assert mean_known <= 0.7 * mean_unknown
+        assert most_known <= 1.5 * most_unknown
+        assert looks_known <= looks_unknown

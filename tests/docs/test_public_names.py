@@ -30,6 +30,8 @@ BASES = {
     "airflow_provider_uniapi_fal.operators.submitting.SubmittingOperator",
     "airflow_provider_uniapi_fal.operators.generating.GeneratingOperator",
     "airflow_provider_uniapi_fal.operators.kling.KlingOperator",
+    "airflow_provider_uniapi_fal.triggers.deferring.DeferringOperator",
+    "airflow_provider_uniapi_fal.mapping.CheckedWhenMapped",
     "airflow_provider_uniapi_fal.landing.names.Names",
 }
 

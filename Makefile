@@ -28,14 +28,14 @@ test: $(INSTALLED) ## Run all tests but the slow and the long ones
 	@$(BIN)/python -m pytest -n auto --dist loadfile -m "not system and not packaging and not long"
 	@$(BIN)/python -m pytest -m "(system or packaging) and not slow and not long"
 
-slow: $(INSTALLED) ## Run the slower tests that CI runs as well: every vendor, the morning, lost workers, the command line, a short chaos
+slow: $(INSTALLED) ## Run the slower tests that CI runs as well: the matrix of faults, vendors, the morning, lost workers, a short chaos
 	@$(BIN)/python -m pytest -m "slow and not long"
 
-long: $(INSTALLED) chromium ## Run the long tests: the matrix of faults, short jobs, the browser
+long: $(INSTALLED) chromium ## Run the long tests: short jobs, every Python, more kills, the browser
 	@$(BIN)/python -m pytest -m long
 
-faults: $(INSTALLED) ## Of these, the matrix of faults, beside the short chaos: a quarter of an hour
-	@$(BIN)/python -m pytest -m "long or slow" tests/system/matrix tests/chaos
+faults: $(INSTALLED) ## Of the slower ones, the matrix of faults and the short chaos: a quarter of an hour
+	@$(BIN)/python -m pytest -m slow tests/system/matrix tests/chaos
 
 browser: $(INSTALLED) chromium ## Run the tests that drive a headless Chromium
 	@$(BIN)/python -m pytest -m browser

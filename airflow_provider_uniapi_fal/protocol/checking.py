@@ -33,13 +33,13 @@ def check_fields(value: Any) -> None:
 @cache
 def _fields_of(kind: type) -> tuple[tuple[str, tuple[type, ...]], ...]:
     hints = get_type_hints(kind)
-    return tuple((field.name, _types_in(hints[field.name])) for field in fields(kind))
+    return tuple(
+        (each.name, _types_in(hints[each.name])) for each in fields(kind) if hints[each.name] is not Any
+    )
 
 
 def _types_in(hint: Any) -> tuple[type, ...]:
     """Return the classes of a hint such as ``Mapping[str, Any] | None``, without what is in them."""
-    if hint is Any:
-        return (object,)
     parts = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
     return tuple(get_origin(part) or part for part in parts)
 

@@ -11,7 +11,7 @@ import pytest
 from tests.system.matrix.cells import Cell, Matrix, Row
 from tests.system.matrix.rows import ROWS
 
-pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 CELLS = [pytest.param(row, column, id=f"{row.promise} ({column})") for row in ROWS for column in row.ends]
 

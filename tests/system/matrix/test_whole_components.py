@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.running import EmulatorProcess
     from demo.local_airflow import LocalAirflow
 
-pytestmark = [pytest.mark.system, pytest.mark.long, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.system, pytest.mark.slow, pytest.mark.timeout(600)]
 
 UNTOUCHED = Ends(untouched=True)
 

@@ -23,7 +23,7 @@ SHARE_OF_AGE = 0.37
 #: Of a known model: looks are such a share of the time apart in which the jobs that are remembered had ended. First looks
 #: are spread over a share of that: jobs that were submitted together do not ask together. Few end later than the last
 #: that is remembered: the look for them may come so much later. Looks are not closer than this.
-STEP = 0.2
+STEP = 0.19
 FIRST_LOOK_SPREAD = 0.4
 BEYOND = 2.0
 CLOSEST = 0.25

@@ -3,15 +3,14 @@ Pure decision: when to look at a job next.
 
 A model that is not known yet is looked at after a share of the job's age: short jobs are known soon, long ones cost
 few looks. How long the jobs of a model run is learned from those that end, and from then on a job is not looked at
-before it can have ended, and closely when it is due: most closely at the ages at which most of the others had ended.
-How long they were queued is believed only where a job fits: a queue comes and goes. What was learned may be wrong: no
-rest is so long that a result would be lost, and a job that is overdue is looked at less and less often, as one of an
-unknown model is.
+before it can have ended, and closely when it is due, that is at ages at which others had ended: some jobs of a model
+may be far shorter than the others. How long they were queued is believed only where a job fits: a queue comes and goes.
+What was learned may be wrong: no rest is so long that a result would be lost, and a job that is overdue is looked at
+less and less often, as one of an unknown model is.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,10 +20,10 @@ SHORTEST = 1.5
 LONGEST = 15.0
 SHARE_OF_AGE = 0.37
 
-#: Of a known model: between two looks, so large a share of the jobs that are remembered had ended. First looks are spread
-#: over a share of that: jobs that were submitted together do not ask together. Few end later than the last that is
-#: remembered: the look for them may come so much later. Looks are not closer than this.
-STEP = 0.2
+#: Of a known model: looks are such a share of the time apart in which the jobs that are remembered had ended. First looks
+#: are spread over a share of that: jobs that were submitted together do not ask together. Few end later than the last
+#: that is remembered: the look for them may come so much later. Looks are not closer than this.
+STEP = 0.19
 FIRST_LOOK_SPREAD = 0.4
 BEYOND = 2.0
 CLOSEST = 0.25
@@ -148,7 +147,7 @@ def next_look(
     """
     Return the seconds until the next look.
 
-    A fixed ``poke_interval`` is kept. A server that asks for patience by Retry-After always gets it.
+    A fixed ``poke_interval`` is kept. A server that asks for patience by Retry-After gets it, up to a minute.
 
     :param seen: what is known of the job
     :param poke_interval: seconds between looks, or None for adaptive
@@ -207,7 +206,7 @@ def _ends(seen: Seen, usual: Usual) -> Sequence[float]:
         return [seen.pending_until + place * doubt + each for place, each in enumerate(usual.running)]
     # Of the others those that were queued no longer than it can have been.
     alike = [total for queued, total in usual.jobs if queued <= seen.running_since]
-    return _usual(alike) if len(alike) >= KNOWN_AFTER else usual.unqueued
+    return _usual(alike) if 2 * len(alike) >= len(usual.jobs) else usual.unqueued
 
 
 def _when_due(ends: Sequence[float], age: float, jitter: float) -> float:
@@ -237,16 +236,17 @@ def _groups(ends: Sequence[float]) -> list[Sequence[float]]:
 
 def _within(ends: Sequence[float], age: float, jitter: float) -> float:
     """Return the age for the next look at a job that most likely ends at one of these ages, which have no gap."""
-    step = STEP * (1 - FIRST_LOOK_SPREAD * jitter if age < ends[0] else 1.0)
-    begin = max(age, ends[0])
-    aim = _place(ends, age) + step
-    look = _at(ends, aim) if aim <= 1 else ends[-1] + _beyond(ends) * (aim - 1) / STEP
-    return max(min(look, _patience(begin)), begin + _closest(begin) * step / STEP)
+    share = 1 - FIRST_LOOK_SPREAD * jitter if age < ends[0] else 1.0
+    begin, step = max(age, ends[0]), STEP * (ends[-1] - ends[0])
+    look = begin + share * step
+    if look > ends[-1]:
+        look = ends[-1] + BEYOND * (look - ends[-1])
+    return max(min(look, _patience(begin)), begin + share * _closest(begin))
 
 
 def _beyond(ends: Sequence[float]) -> float:
     """Return how long after the last of some ends the look for later ones comes."""
-    return BEYOND * (ends[-1] - _at(ends, 1 - STEP))
+    return BEYOND * STEP * (ends[-1] - ends[0])
 
 
 def _patience(age: float) -> float:
@@ -256,20 +256,3 @@ def _patience(age: float) -> float:
 
 def _closest(age: float) -> float:
     return max(CLOSEST, min(age * CLOSEST_SHARE, LONGEST))
-
-
-def _place(ends: Sequence[float], age: float) -> float:
-    """Return how large a share of the ends lies before an age that is before the last."""
-    after = bisect_right(ends, age)
-    if after == 0:
-        return 0.0
-    before = ends[after - 1]
-    return (after - 1 + (age - before) / (ends[after] - before)) / (len(ends) - 1)
-
-
-def _at(ends: Sequence[float], share: float) -> float:
-    """Return the age before which such a share of the ends lies."""
-    place = share * (len(ends) - 1)
-    before = int(place)
-    after = min(before + 1, len(ends) - 1)
-    return ends[before] + (place - before) * (ends[after] - ends[before])

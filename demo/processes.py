@@ -186,12 +186,14 @@ def _end(sessions: set[int], marker: str | None) -> None:
         time.sleep(0.01)
 
 
-def guard(marker: str, lines: BinaryIO, ready: BinaryIO) -> None:
+def guard(marker: str, lines: BinaryIO, ready: int) -> None:
     """Read the sessions to end, one a line, and end them when there are no more lines."""
-    ready.write(READY)
-    ready.flush()
+    # Whoever started us may have been interrupted meanwhile and listen no more; the ending is done all the
+    # same. A bare write, because a buffered one that failed is tried again, and complained of, at the exit.
+    with contextlib.suppress(BrokenPipeError):
+        os.write(ready, READY)
     _end({int(line) for line in lines}, marker)
 
 
 if __name__ == "__main__":
-    guard(sys.argv[1], sys.stdin.buffer, sys.stdout.buffer)
+    guard(sys.argv[1], sys.stdin.buffer, sys.stdout.fileno())

@@ -12,6 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from demo import processes as processes_module
 from demo.processes import Child, Processes
 
 # A child with a grandchild in the same session, one that opened a session of its own, and one that also has
@@ -102,6 +103,28 @@ def test_everything_ends_also_when_the_guard_was_killed(tmp_path: Path) -> None:
         psutil.Process(guard).kill()
         wait_for(lambda: gone(guard), "the guard's end")
     assert [pid for pid in pids if not gone(pid)] == []
+
+
+def test_a_guard_whose_starter_was_interrupted_says_nothing_and_does_its_work(tmp_path: Path) -> None:
+    # Ctrl-C while the guard starts: nobody reads its answer any more, and the pipe for the sessions is closed.
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], start_new_session=True)
+    nobody_reads, its_output = os.pipe()
+    os.close(nobody_reads)
+    try:
+        guard = subprocess.run(
+            [sys.executable, "-E", processes_module.__file__, "a-marker-of-nobody"],
+            input=f"{child.pid}\n".encode(),
+            stdout=its_output,
+            stderr=subprocess.PIPE,
+            timeout=60,
+            check=False,
+        )
+        assert (guard.returncode, guard.stderr) == (0, b"")
+        assert child.wait(20) == -signal.SIGKILL
+    finally:
+        os.close(its_output)
+        child.kill()
+        child.wait()
 
 
 def test_a_frozen_child_ends_too(tmp_path: Path) -> None:

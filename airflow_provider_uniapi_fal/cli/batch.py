@@ -1,4 +1,4 @@
-"""``airflow fal batch``: a night from a terminal, by the same steps and the same journal as the operator's."""
+"""``airflow fal batch``: a batch from a terminal, by the same steps and the same journal as the operator's."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pendulum
 
-from airflow_provider_uniapi_fal.batch.night import MANIFEST_NAME, Night, NightSettings
+from airflow_provider_uniapi_fal.batch.batch import MANIFEST_NAME, Batch, BatchSettings
 from airflow_provider_uniapi_fal.batch.session import SessionSettings
 from airflow_provider_uniapi_fal.cli.jobs import check_dialect, schema_place, storage_path
 from airflow_provider_uniapi_fal.cli.journal import Journal
@@ -53,14 +53,14 @@ SHOW_EVERY = 0.5
 @verb
 def batch(args: argparse.Namespace) -> ExitCode | None:
     """Check the table, say what will be paid, ask, and work until every row is accounted for."""
-    night = _night(args)
+    batch = _batch(args)
     requests = str(storage_path(args.requests, None))
-    night.read(requests, conn_id=args.storage_conn_id, model=args.model, dialect=args.dialect)
-    counts = replace(night, say=_unsaid).dry_run()
+    batch.read(requests, conn_id=args.storage_conn_id, model=args.model, dialect=args.dialect)
+    counts = replace(batch, say=_unsaid).dry_run()
     paid = counts["would_submit"]
     models = ", ".join(f"{count} of {model}" for model, count in sorted(counts["models"].items()))
     plan = (
-        f"{counts['rows']} rows at {night.hook.account.base_url}: {paid} paid jobs to submit"
+        f"{counts['rows']} rows at {batch.hook.account.base_url}: {paid} paid jobs to submit"
         f"{f' ({models})' if models else ''}, {counts['would_watch']} to watch, {counts['would_land']} to land."
     )
     if args.dry_run:
@@ -71,19 +71,19 @@ def batch(args: argparse.Namespace) -> ExitCode | None:
         confirm(plan, yes=args.yes)
     else:
         say(plan)
-    journal = night.open()
-    Journal(args.journal).write_batch(str(night.settings.manifest_path))
+    journal = batch.open()
+    Journal(args.journal).write_batch(str(batch.settings.manifest_path))
     submitting(args, "takes it up, and pays for nothing twice.")
-    with _interruptible(night) as interrupted, _progress(night, journal):
+    with _interruptible(batch) as interrupted, _progress(batch, journal):
         try:
-            night.run(journal, linger=None)
+            batch.run(journal, linger=None)
         except FalError as error:
             if interrupted.is_set():
                 said = f"{error} Run the same command again to go on."
                 raise Stopped(said, ExitCode.INTERRUPTED, error.failure.to_json()) from error
             raise
-    made = night.write_manifest(journal)
-    shortfall = night.shortfall(journal)
+    made = batch.write_manifest(journal)
+    shortfall = batch.shortfall(journal)
     failure = None if shortfall is None else _for_the_terminal(shortfall)
     if args.output == "json":
         made = {**made, "failure": None if failure is None else failure.to_json()}
@@ -106,7 +106,7 @@ def _for_the_terminal(shortfall: Failure) -> Failure:
     return replace(shortfall, retry_does=again)
 
 
-def _night(args: argparse.Namespace) -> Night:
+def _batch(args: argparse.Namespace) -> Batch:
     check_dialect(args.dialect)
     try:
         check_template(args.name_template)
@@ -118,11 +118,11 @@ def _night(args: argparse.Namespace) -> Night:
     )
     if manifest_path.suffix != ".jsonl":
         refuse("--manifest: it must end in .jsonl, for it is JSON Lines.")
-    night = Night(
+    batch = Batch(
         hook=FalHook(args.conn_id or DEFAULT_CONN_ID),
         owner=OWNER,
         this_try=Try(),
-        settings=NightSettings(
+        settings=BatchSettings(
             destination=destination,
             manifest_path=manifest_path,
             skip_existing=[storage_path(path, args.storage_conn_id) for path in args.skip_existing],
@@ -144,32 +144,32 @@ def _night(args: argparse.Namespace) -> Night:
         ),
         say=say,
     )
-    _ = night.hook.account  # a connection that is missing or wrong is told of before the table is read
-    night.this_try = _this_try(night, again=args.again is not None)
-    return night
+    _ = batch.hook.account  # a connection that is missing or wrong is told of before the table is read
+    batch.this_try = _this_try(batch, again=args.again is not None)
+    return batch
 
 
-def _this_try(night: Night, *, again: bool) -> Try:
+def _this_try(batch: Batch, *, again: bool) -> Try:
     """
     Return a number for this run of the command.
 
     The operator's rows tell a retry from a clear by Airflow's number of allowed tries. Here each run of the command
     is a retry of the one before, and ``--again`` is the clear.
     """
-    known = [state.entry.max_tries for state in BatchJournal.reading(night.folder).rows.values()]
+    known = [state.entry.max_tries for state in BatchJournal.reading(batch.folder).rows.values()]
     return Try(number=int(time.time()), max_tries=max(known, default=0) + again)
 
 
 @contextmanager
-def _interruptible(night: Night) -> Iterator[threading.Event]:
+def _interruptible(batch: Batch) -> Iterator[threading.Event]:
     """Let the first Ctrl-C stop the submits and write down what came of them; a second one ends at once."""
     interrupted = threading.Event()
 
     def stop(*_: Any) -> None:
-        if interrupted.is_set() or night.session is None:
+        if interrupted.is_set() or batch.session is None:
             raise KeyboardInterrupt
         interrupted.set()
-        night.session.interrupt()
+        batch.session.interrupt()
 
     before = signal.signal(signal.SIGINT, stop)
     try:
@@ -179,15 +179,15 @@ def _interruptible(night: Night) -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _progress(night: Night, journal: BatchJournal) -> Iterator[None]:
+def _progress(batch: Batch, journal: BatchJournal) -> Iterator[None]:
     """Show how far the batch is, while it is worked on."""
     over = threading.Event()
 
     def look() -> None:
         # It is counted by another thread meanwhile.
         with suppress(RuntimeError):
-            if night.session is not None:
-                shown.update(task, description=night.session.tally.line(time.monotonic()))
+            if batch.session is not None:
+                shown.update(task, description=batch.session.tally.line(time.monotonic()))
             ended = sum(_is_over(state) for key, state in journal.rows.items() if key in rows)
             shown.update(task, completed=ended)
 
@@ -195,7 +195,7 @@ def _progress(night: Night, journal: BatchJournal) -> Iterator[None]:
         while not over.wait(SHOW_EVERY):
             look()
 
-    rows = night.to_make
+    rows = batch.to_make
     with progress() as shown:
         task = shown.add_task("Submitting", total=len(rows))
         thread = threading.Thread(target=watch, daemon=True)

@@ -30,7 +30,7 @@ def get_fal_commands() -> list[CLICommand]:
             name="fal",
             help="Paid image and video jobs at the UniAPI gateway",
             description="Submit, watch, fetch and land generative media jobs, and find those that may be billing.",
-            subcommands=(*_job_verbs(), *_night_verbs(), _manifest_group(), *_gateway_verbs()),
+            subcommands=(*_job_verbs(), *_batch_verbs(), _manifest_group(), *_gateway_verbs()),
             epilog=EPILOG,
         )
     ]
@@ -326,7 +326,7 @@ def _job_verbs() -> tuple[ActionCommand, ...]:
     )
 
 
-def _night_verbs() -> tuple[ActionCommand, ...]:
+def _batch_verbs() -> tuple[ActionCommand, ...]:
     return (
         ActionCommand(
             name="batch",

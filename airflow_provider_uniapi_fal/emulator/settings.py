@@ -256,7 +256,7 @@ class Settings(Behaviour):
 
     @cached_property
     def _common_behaviour(self) -> Behaviour:
-        """How most jobs go; made once, because a night has many."""
+        """How most jobs go; made once, because a batch has many."""
         return self._scaled({})
 
     def _scaled(self, changes: Mapping[str, Any]) -> Behaviour:

@@ -35,7 +35,7 @@ def facets(moved: Moved) -> Any:
     """
     Return the lineage: the gateway's job, or what was read in storage, as inputs, the folder and the manifest as outputs.
 
-    The folder, not each file, is the dataset: a night has thousands. It carries their number and bytes.
+    The folder, not each file, is the dataset: a batch has thousands. It carries their number and bytes.
 
     :return: an ``OperatorLineage``; None without the OpenLineage provider, or if nothing was landed
     """

@@ -159,7 +159,7 @@ class Lander:
         await self._open.aclose()
 
     def remember(self, files: Iterable[LandedFile]) -> None:
-        """Keep the names of files that stay: of other results of the same night, or of a night that it goes on with."""
+        """Keep the names of files that stay: of other results of the same batch, or of a batch that it goes on with."""
         for file in files:
             self._names_taken.claim(file.path, file.sha256)
 

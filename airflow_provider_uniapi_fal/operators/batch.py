@@ -1,4 +1,4 @@
-"""The operator for a whole night: many jobs in one task."""
+"""The operator for a whole batch: many jobs in one task."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import ObjectStoragePath, conf
 
 from airflow_provider_uniapi_fal import metrics
-from airflow_provider_uniapi_fal.batch.night import MANIFEST_NAME, Night, NightSettings
+from airflow_provider_uniapi_fal.batch.batch import MANIFEST_NAME, Batch, BatchSettings
 from airflow_provider_uniapi_fal.batch.session import SessionSettings, files_of
 from airflow_provider_uniapi_fal.exceptions import error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
@@ -254,8 +254,8 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
         self.cancel_on_timeout = cancel_on_timeout
         self.cancel_on_kill = cancel_on_kill
         self.defer_after = seconds("defer_after", defer_after, or_zero=True)
-        self._running: tuple[Any, Night] | None = None
-        self._over: tuple[Night, Journal] | None = None
+        self._running: tuple[Any, Batch] | None = None
+        self._over: tuple[Batch, Journal] | None = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Begin the batch, or go on where a previous try was; return where the manifest is, and the counts."""
@@ -277,15 +277,15 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
         """Tell OpenLineage what was read and which folder was written, if it is installed."""
         if self._over is None:
             return None
-        night, journal = self._over
+        batch, journal = self._over
         table = self.requests
         sources = [ObjectStoragePath(table, conn_id=self.storage_conn_id)] if isinstance(table, str) else []
         files = [file for state in journal.rows.values() for file in files_of(state)]
         return lineage.facets(
             lineage.Moved(
-                sources=(*sources, *night.settings.skip_existing),
-                destination=night.settings.destination,
-                manifest=night.settings.manifest_path,
+                sources=(*sources, *batch.settings.skip_existing),
+                destination=batch.settings.destination,
+                manifest=batch.settings.manifest_path,
                 files=len(files),
                 bytes=sum(file.bytes for file in files),
             )
@@ -300,44 +300,44 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
         """
         if self._running is None:
             return
-        ti, night = self._running
-        if night.session is not None:
-            night.session.interrupt()
+        ti, batch = self._running
+        if batch.session is not None:
+            batch.session.interrupt()
         if self.cancel_on_kill:
             too_late = threading.Event()
-            thread = threading.Thread(target=self._cancel_if_killed, args=(ti, night, too_late), daemon=True)
+            thread = threading.Thread(target=self._cancel_if_killed, args=(ti, batch, too_late), daemon=True)
             thread.start()
             thread.join(ASK_SECONDS + CANCEL_SECONDS)
             too_late.set()
 
-    def _cancel_if_killed(self, ti: Any, night: Night, too_late: threading.Event) -> None:
+    def _cancel_if_killed(self, ti: Any, batch: Batch, too_late: threading.Event) -> None:
         began = time.monotonic()
         states = states_of(ti)
         if not marked_by_user(states) or too_late.is_set():
             self._say(f"The batch's jobs are not cancelled: the task's states are {states}.")
             return
         until = began + ASK_SECONDS + CANCEL_SECONDS
-        cancel_all(still_running(Journal.reading(night.folder)), self._say, until=until)
+        cancel_all(still_running(Journal.reading(batch.folder)), self._say, until=until)
 
     def _run(self, context: Context, began: float) -> dict[str, Any]:
-        night = self._night(context, began)
-        night.read(self.requests, conn_id=self.storage_conn_id, model=self.model, dialect=self.dialect)
+        batch = self._batch(context, began)
+        batch.read(self.requests, conn_id=self.storage_conn_id, model=self.model, dialect=self.dialect)
         if self._dry_run:
-            return night.dry_run()
-        journal = night.open()
-        path = str(night.settings.manifest_path)
-        self._say(f"The manifest will be {path}; the account of each row until then is in {night.folder}.")
+            return batch.dry_run()
+        journal = batch.open()
+        path = str(batch.settings.manifest_path)
+        self._say(f"The manifest will be {path}; the account of each row until then is in {batch.folder}.")
         keep_batch(context["task_state_store"], path)
         context["ti"].xcom_push(key=MANIFEST_KEY, value=path)
         push_links(self, context["ti"], manifest_path=path)
-        self._running = (context["ti"], night)
-        night.run(journal, linger=self.defer_after if self.deferrable else None)
+        self._running = (context["ti"], batch)
+        batch.run(journal, linger=self.defer_after if self.deferrable else None)
         if still_running(journal):
-            self._defer(night, journal)
+            self._defer(batch, journal)
         self._running = None
-        return self._end(context, night, journal)
+        return self._end(context, batch, journal)
 
-    def _defer(self, night: Night, journal: Journal) -> None:
+    def _defer(self, batch: Batch, journal: Journal) -> None:
         """Wait in the triggerer; does not return."""
         now = time.time()
         every = self.land_every if self.max_unfinished is None else min(self.land_every, self.max_unfinished)
@@ -345,15 +345,15 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
         self.defer(
             trigger=FalBatchTrigger.of(
                 journal,
-                night.watch,
+                batch.watch,
                 LandSettings(every, self.land_after, min(self.defer_after, LAND_AHEAD_SECONDS)),
-                night.this_try,
+                batch.this_try,
                 cancel_on_kill=self.cancel_on_kill,
                 hold_until=now + RACE_SECONDS,
             ),
             method_name="execute_complete",
             timeout=timedelta(
-                seconds=max(longest, night.watch.began)
+                seconds=max(longest, batch.watch.began)
                 + self.timeout
                 - now
                 + BACKSTOP_SECONDS
@@ -361,22 +361,22 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
             ),
         )
 
-    def _end(self, context: Context, night: Night, journal: Journal) -> dict[str, Any]:
-        made = night.write_manifest(journal)
-        self._over = (night, journal)
-        night.count(journal)
+    def _end(self, context: Context, batch: Batch, journal: Journal) -> dict[str, Any]:
+        made = batch.write_manifest(journal)
+        self._over = (batch, journal)
+        batch.count(journal)
         told = ", ".join(f"{count} {word}" for word, count in made["counts"].items() if count)
         self._say(f"The manifest is {made['manifest_path']}: {told}.")
         if made["counts"]["flagged"]:
             self.log.warning("%s rows have media that are flagged as unsafe.", made["counts"]["flagged"])
-        failure = night.shortfall(journal)
+        failure = batch.shortfall(journal)
         if failure is not None:
             raise error_of(failure)
         account = {"manifest_path": made["manifest_path"], "counts": made["counts"]}
         tell_assets(context, self.outlets, account)
         return made
 
-    def _night(self, context: Context, began: float) -> Night:
+    def _batch(self, context: Context, began: float) -> Batch:
         destination, manifest_path = self._paths()
         try:
             check_template(self.name_template)
@@ -384,11 +384,11 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
             raise error_of(bad_input(f"name_template: {error}.")) from error
         ti = context["ti"]
         run = context.get("dag_run")
-        return Night(
+        return Batch(
             hook=FalHook(self.fal_conn_id),
             owner=Owner(ti.dag_id, ti.run_id, ti.task_id, -1 if ti.map_index is None else ti.map_index),
             this_try=Try(ti.try_number, ti.max_tries),
-            settings=NightSettings(
+            settings=BatchSettings(
                 destination=destination,
                 manifest_path=manifest_path,
                 skip_existing=self._earlier_manifests(),

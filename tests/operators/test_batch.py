@@ -1,4 +1,4 @@
-"""A night in one task: blocking and deferrable are the same promise, on the local file system and in S3."""
+"""A batch, many jobs in one task: blocking and deferrable are the same promise, on the local file system and in S3."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from airflow.sdk import Asset, ObjectStoragePath
 from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from botocore.exceptions import EndpointConnectionError  # type: ignore[import-untyped]
 
-from airflow_provider_uniapi_fal.batch import night, session
+from airflow_provider_uniapi_fal.batch import batch as batches
+from airflow_provider_uniapi_fal.batch import session
 from airflow_provider_uniapi_fal.batch.accounting import shortfall
 from airflow_provider_uniapi_fal.exceptions import (
     FalBalanceError,
@@ -1038,7 +1039,7 @@ class MediaHost:
 
 @pytest.fixture
 def away(tmp_path: Path, start: Start) -> Iterator[Callable[[int], tuple[BatchTask, Emulator, MediaHost]]]:
-    """Return a function that brings a night of one row to its landing, whose media host refuses the file."""
+    """Return a function that brings a batch of one row to its landing, whose media host refuses the file."""
     with contextlib.ExitStack() as stack:
 
         def begin(status: int) -> tuple[BatchTask, Emulator, MediaHost]:
@@ -1410,7 +1411,7 @@ def test_the_log_names_some_of_many_rows_and_counts_the_others(
     start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     said: list[str] = []
-    monkeypatch.setattr(night, "MAX_NAMED", 2)
+    monkeypatch.setattr(batches, "MAX_NAMED", 2)
     monkeypatch.setattr(FalBatchOperator, "_say", lambda self, line: said.append(line))
     start()
     task = blocking(requests=table(5))

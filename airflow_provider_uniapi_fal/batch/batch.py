@@ -55,7 +55,7 @@ LOOKS_AT_ONCE = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class NightSettings:
+class BatchSettings:
     """
     Where a batch's media go, and the policies that are not about a single row.
 
@@ -85,9 +85,9 @@ class NightSettings:
 
 
 @dataclass
-class Night:
+class Batch:
     """
-    One try of a batch.
+    A batch, as one try works on it.
 
     :param hook: the account
     :param owner: whose batch it is
@@ -98,7 +98,7 @@ class Night:
     hook: FalHook
     owner: Owner
     this_try: Try
-    settings: NightSettings
+    settings: BatchSettings
     policy: RowPolicy
     watch: WatchSettings
     work: SessionSettings

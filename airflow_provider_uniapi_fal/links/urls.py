@@ -24,7 +24,7 @@ class Urls:
 
     prefix: str
 
-    def nights(self, page: int = 1) -> str:
+    def runs(self, page: int = 1) -> str:
         """Return the menu's page."""
         return f"{self.prefix}/" + (f"?page={page}" if page > 1 else "")
 

@@ -104,7 +104,7 @@ def test_a_malformed_manifest_takes_no_page_with_it(site: Site) -> None:
     """It is among those of the open run, which the menu's page and the run's page show with all others."""
     guest = site.as_user("guest")
     menu = guest.get(site.address("/"), timeout=60)
-    assert (menu.status_code, menu.text.count('<li class="night">')) == (200, 2)
+    assert (menu.status_code, menu.text.count('<li class="run">')) == (200, 2)
     assert f'src="/fal-media{site.run()}/' in menu.text  # a small picture
     for query in ("", "?text=harbour"):
         page = guest.get(site.address(site.run() + query), timeout=60)

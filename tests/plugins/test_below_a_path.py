@@ -17,7 +17,7 @@ from airflow_provider_uniapi_fal.links.urls import PREFIX, prefix_below
 from airflow_provider_uniapi_fal.plugins import uniapi_fal
 from airflow_provider_uniapi_fal.plugins.gallery import app as gallery
 from airflow_provider_uniapi_fal.plugins.gallery.access import may_see_dag
-from airflow_provider_uniapi_fal.plugins.gallery.accounts import Named, Night
+from airflow_provider_uniapi_fal.plugins.gallery.accounts import Named, Run
 from tests.plugins import nights
 
 if TYPE_CHECKING:
@@ -57,8 +57,8 @@ def client(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> TestClient:
     named = Named("night", RUN, "land", -1, nights.write(tmp_path / "manifest.jsonl", rows, "night"))
     monkeypatch.setattr(gallery, "manifests_of", lambda *_: [named])
     monkeypatch.setattr(gallery, "visible_dags", lambda _: {"night"})
-    night = Night("night", RUN, 1, datetime(2026, 11, 25, tzinfo=timezone.utc))
-    monkeypatch.setattr(gallery, "nights_of", lambda *_, **__: ([night], True))
+    run = Run("night", RUN, 1, datetime(2026, 11, 25, tzinfo=timezone.utc))
+    monkeypatch.setattr(gallery, "runs_of", lambda *_, **__: ([run], True))
     made = gallery.make_app()
     made.dependency_overrides = {may_see_dag: lambda: None, get_user: lambda: None}
     server = FastAPI(root_path=BELOW)

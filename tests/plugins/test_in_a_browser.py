@@ -134,7 +134,7 @@ def test_the_gallery_is_in_the_tab_of_a_run_and_of_a_task_and_in_the_menu(guest:
     guest.goto(f"{run}/tasks/one/plugin/fal-media-task")
     expect(guest.frame_locator("iframe[title=Media]").locator(".card")).to_have_count(22)
     guest.goto(f"{site.airflow.url}/plugin/fal-media")
-    expect(guest.frame_locator("iframe[title=Media]").locator(".night")).to_have_count(2)
+    expect(guest.frame_locator("iframe[title=Media]").locator(".run")).to_have_count(2)
 
 
 def test_a_dag_that_the_user_may_not_see_is_refused_in_the_browser_too(guest: Page, site: Site) -> None:

@@ -15,7 +15,7 @@ from fastapi.testclient import TestClient
 
 from airflow_provider_uniapi_fal.plugins.gallery import app as module
 from airflow_provider_uniapi_fal.plugins.gallery.access import may_see_dag
-from airflow_provider_uniapi_fal.plugins.gallery.accounts import Named, Night
+from airflow_provider_uniapi_fal.plugins.gallery.accounts import Named, Run
 from tests.plugins import nights
 
 ERROR = {"kind": "input", "message": "No.", "billed": "no", "may_run": False, "error_type": None}
@@ -104,8 +104,8 @@ def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Site:
     monkeypatch.setattr(module, "visible_dags", lambda _: {"open_night"})
     monkeypatch.setattr(
         module,
-        "nights_of",
-        lambda *_, **__: ([Night("open_night", run, 1, at) for run in ("bad", "good")], False),
+        "runs_of",
+        lambda *_, **__: ([Run("open_night", run, 1, at) for run in ("bad", "good")], False),
     )
 
     def manifests_of(dag_id: str, run_id: str, *_: Any) -> list[Named]:

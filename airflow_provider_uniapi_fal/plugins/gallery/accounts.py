@@ -51,7 +51,7 @@ class Named:
 
 
 @dataclass(frozen=True)
-class Night:
+class Run:
     """A run with manifests."""
 
     dag_id: str
@@ -97,7 +97,7 @@ def manifests_of(
     return list(found.values())
 
 
-def nights_of(dag_ids: Iterable[str], *, page: int, size: int) -> tuple[list[Night], bool]:
+def runs_of(dag_ids: Iterable[str], *, page: int, size: int) -> tuple[list[Run], bool]:
     """Return runs of these DAGs that have manifests, the newest first, and whether there are more."""
     newest = func.max(XComModel.timestamp)
     query = (
@@ -110,7 +110,7 @@ def nights_of(dag_ids: Iterable[str], *, page: int, size: int) -> tuple[list[Nig
     )
     with create_session(scoped=False) as session:
         rows = session.execute(query).all()
-    return [Night(row.dag_id, row.run_id, row.manifests, row.at) for row in rows[:size]], len(rows) > size
+    return [Run(row.dag_id, row.run_id, row.manifests, row.at) for row in rows[:size]], len(rows) > size
 
 
 class Reader:

@@ -21,11 +21,11 @@ from airflow_provider_uniapi_fal.plugins.gallery import kinds, settings, words
 from airflow_provider_uniapi_fal.plugins.gallery.access import GetUserDep, may_see_dag, visible_dags
 from airflow_provider_uniapi_fal.plugins.gallery.accounts import (
     Named,
-    Night,
     Problem,
     Reader,
+    Run,
     manifests_of,
-    nights_of,
+    runs_of,
 )
 from airflow_provider_uniapi_fal.plugins.gallery.choosing import PAGE_SIZES, Account, Card, Wanted, page_of
 from airflow_provider_uniapi_fal.plugins.gallery.files import located, part_of
@@ -59,9 +59,9 @@ STATIC = {
 }
 
 #: Runs on a page of the menu, manifests of each that are read for it, and pictures of each.
-NIGHTS = 12
-MANIFESTS_OF_A_NIGHT = 24
-PICTURES_OF_A_NIGHT = 8
+RUNS = 12
+MANIFESTS_OF_A_RUN = 24
+PICTURES_OF_A_RUN = 8
 
 _TASK = "/dags/{dag_id}/runs/{run_id}/tasks/{task_id}/{map_index}"
 _FILE = _TASK + "/rows/{row}/files/{file}"
@@ -136,13 +136,13 @@ def make_app() -> FastAPI:
         )
 
     @app.get("/")
-    def nights(request: Request, user: GetUserDep) -> Response:
+    def runs(request: Request, user: GetUserDep) -> Response:
         number = Wanted.of(request.query_params).page
-        found, more = nights_of(visible_dags(user), page=number, size=NIGHTS)
+        found, more = runs_of(visible_dags(user), page=number, size=RUNS)
         roots = _roots()
         return pages.page(
-            "nights.html",
-            nights=[_Strip(night, reader, roots) for night in found],
+            "runs.html",
+            runs=[_Strip(run, reader, roots) for run in found],
             number=number,
             more=more,
         )
@@ -276,14 +276,14 @@ def make_app() -> FastAPI:
 class _Strip:
     """What the menu's page shows of a run."""
 
-    def __init__(self, night: Night, reader: Reader, roots: tuple[Root, ...]) -> None:
-        self.night = night
-        found = manifests_of(night.dag_id, night.run_id)
-        self.partial = len(found) > MANIFESTS_OF_A_NIGHT
-        accounts, self.problems = reader.read(found[:MANIFESTS_OF_A_NIGHT], roots)
+    def __init__(self, run: Run, reader: Reader, roots: tuple[Root, ...]) -> None:
+        self.run = run
+        found = manifests_of(run.dag_id, run.run_id)
+        self.partial = len(found) > MANIFESTS_OF_A_RUN
+        accounts, self.problems = reader.read(found[:MANIFESTS_OF_A_RUN], roots)
         self.page = page_of(accounts, Wanted())
         cards = (card for account in accounts for card in account.cards)
-        self.cards = list(_first(PICTURES_OF_A_NIGHT, cards))
+        self.cards = list(_first(PICTURES_OF_A_RUN, cards))
 
 
 def _first(count: int, cards: Iterator[Card]) -> Iterator[Card]:

@@ -47,7 +47,7 @@ MAX_BYTES = Limits.max_bytes
 
 
 @dataclass(frozen=True)
-class _Night:
+class _GivenManifest:
     """A manifest to be landed elsewhere, and where it lies."""
 
     manifest: Manifest
@@ -179,7 +179,7 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
         destination = ObjectStoragePath(self.destination, conn_id=self.storage_conn_id)
         return Place(destination, self.name_template, day.in_timezone("UTC").date())
 
-    def _work(self) -> JobResult | _Night:
+    def _work(self) -> JobResult | _GivenManifest:
         """
         Return what is to be landed, and all that is needed for it.
 
@@ -189,7 +189,7 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
         if isinstance(given, str) and "://" in given:
             path = ObjectStoragePath(given, conn_id=self.storage_conn_id if "@" not in given else None)
             try:
-                return _Night(read_manifest(path), path)
+                return _GivenManifest(read_manifest(path), path)
             except (OSError, ValueError) as error:
                 why = str(error) if isinstance(error, ValueError) else type(error).__name__
                 raise error_of(bad_input(f"result: the manifest {given} cannot be read: {why}.")) from error
@@ -209,7 +209,7 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
     def _with_connection(self, handle: JobHandle) -> JobHandle:
         return handle if self.fal_conn_id is None else replace(handle, fal_conn_id=self.fal_conn_id)
 
-    def _manifest_target(self, work: JobResult | _Night, place: Place) -> ObjectStoragePath | None:
+    def _manifest_target(self, work: JobResult | _GivenManifest, place: Place) -> ObjectStoragePath | None:
         given = self.manifest_path
         if given is not None and (not isinstance(given, str) or not given.strip()):
             raise error_of(bad_input(f"manifest_path: a path in storage is needed, not {given!r}."))
@@ -225,10 +225,10 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
         return target
 
     def _landed(
-        self, work: JobResult | _Night, place: Place, target: ObjectStoragePath | None
+        self, work: JobResult | _GivenManifest, place: Place, target: ObjectStoragePath | None
     ) -> list[LandedRow]:
-        if isinstance(work, _Night):
-            return self._landed_night(work, place)
+        if isinstance(work, _GivenManifest):
+            return self._landed_rows(work, place)
         name = work.handle.request_id if self.name is None else self.name
         if not isinstance(name, str) or not is_plain_name(name):
             raise error_of(bad_input(f"name: a plain file name is needed, not {name!r}."))
@@ -241,8 +241,8 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
 
         return asyncio.run(run())
 
-    def _landed_night(self, night: _Night, place: Place) -> list[LandedRow]:
-        rows = night.manifest.rows
+    def _landed_rows(self, given: _GivenManifest, place: Place) -> list[LandedRow]:
+        rows = given.manifest.rows
         results = results_again(rows, self.fal_conn_id)
         conn_id = self.fal_conn_id or next((row.fal_conn_id for row in rows), DEFAULT_CONN_ID)
         account = FalHook(conn_id).account
@@ -277,7 +277,7 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
 
     def _movements(
         self,
-        work: JobResult | _Night,
+        work: JobResult | _GivenManifest,
         rows: Sequence[Any],
         place: Place,
         target: ObjectStoragePath | None,
@@ -285,7 +285,7 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
         files = [file for row in rows for file in row.files]
         return lineage.Moved(
             job=work.handle if isinstance(work, JobResult) else None,
-            sources=(work.path,) if isinstance(work, _Night) else (),
+            sources=(work.path,) if isinstance(work, _GivenManifest) else (),
             destination=place.destination,
             manifest=target,
             files=len(files),

@@ -133,7 +133,7 @@ def test_a_landing_that_fails_in_part_leaves_an_account_and_what_could_be_had(
     assert row.error.kind == "result_expired"
 
 
-def night(store: Store) -> tuple[Manifest, ObjectStoragePath]:
+def landed_before(store: Store) -> tuple[Manifest, ObjectStoragePath]:
     """Land three results, and write their manifest with rows of every other kind between them."""
     path = store.path / "night" / "manifest.jsonl"
     rows: list[ManifestRow] = []
@@ -172,7 +172,7 @@ def night(store: Store) -> tuple[Manifest, ObjectStoragePath]:
 
 def test_a_manifest_is_landed_elsewhere_with_all_its_rows(start: Start, store: Store) -> None:
     emulator = start()
-    source, path = night(store)
+    source, path = landed_before(store)
     submits = len(calls(emulator, "submit"))
     told = operator(str(path), store, name_template="{key}/{index}").execute(context_of(Task()))
     assert told["manifest_path"] == str(store.path / "media" / "manifest.jsonl")
@@ -201,7 +201,7 @@ def test_a_manifest_is_landed_elsewhere_with_all_its_rows(start: Start, store: S
 
 def test_a_manifest_whose_files_were_damaged_is_landed_but_for_those(start: Start, store: Store) -> None:
     start()
-    _, path = night(store)
+    _, path = landed_before(store)
     (store.path / "night" / "a.png").write_bytes(b"something else")
     store.path.fs.invalidate_cache()
     task = Task()
@@ -218,7 +218,7 @@ def test_a_manifest_whose_files_were_damaged_is_landed_but_for_those(start: Star
 
 def test_a_manifest_is_not_landed_onto_itself(start: Start, store: Store) -> None:
     start()
-    _, path = night(store)
+    _, path = landed_before(store)
     with pytest.raises(FalInputError, match="is the manifest that is landed"):
         operator(str(path), store, destination=str(store.path / "night")).execute(context_of(Task()))
 
@@ -301,7 +301,7 @@ def test_lineage_leads_from_the_job_to_the_folder_and_the_manifest(start: Start,
 
 def test_lineage_of_a_manifest_leads_from_the_manifest(start: Start, store: Store) -> None:
     start()
-    _, path = night(store)
+    _, path = landed_before(store)
     land = operator(str(path), store)
     land.execute(context_of(Task()))
     [source] = land.get_openlineage_facets_on_complete(None).inputs

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.batch.accounting import Tally
-from airflow_provider_uniapi_fal.batch.pace import Pace
+from airflow_provider_uniapi_fal.batch.submit_pace import SubmitPace
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import learn
 from airflow_provider_uniapi_fal.landing.files import LandedFile
@@ -133,7 +133,7 @@ class Session:
         self._kept = kept
         self._to_post = deque(plan.post)
         self._to_land = deque(plan.land)
-        self._pace = Pace(settings.rate_limit, time.monotonic)
+        self._pace = SubmitPace(settings.rate_limit, time.monotonic)
         self._gate = asyncio.Semaphore(settings.max_in_flight)
         self._long_results = asyncio.Semaphore(LONG_RESULTS)
         self._room = asyncio.Event()

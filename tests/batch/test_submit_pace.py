@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_uniapi_fal.batch.pace import Pace
+from airflow_provider_uniapi_fal.batch.submit_pace import SubmitPace
 from airflow_provider_uniapi_fal.protocol.messages import Done, HttpReply, HttpRequest, Send, Sleep, advance
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def submit(pauses: int = 0) -> Flow[str]:
     return "accepted"
 
 
-def sends(pace: Pace, clock: Clock, flow: Flow[Any]) -> list[float]:
+def sends(pace: SubmitPace, clock: Clock, flow: Flow[Any]) -> list[float]:
     """Run a flow alone; return when it sends."""
     paced = pace.of(flow, sending=lambda: None)
     sent, effect = [], advance(paced, None)
@@ -48,13 +48,13 @@ def sends(pace: Pace, clock: Clock, flow: Flow[Any]) -> list[float]:
 
 def test_without_a_limit_nothing_waits() -> None:
     clock = Clock()
-    pace = Pace(None, clock)
+    pace = SubmitPace(None, clock)
     assert [sends(pace, clock, submit()) for _ in range(3)] == [[100.0]] * 3
 
 
 def test_submits_keep_the_rate_that_was_asked_for() -> None:
     clock = Clock()
-    pace = Pace(4.0, clock)
+    pace = SubmitPace(4.0, clock)
     assert [sends(pace, clock, submit())[0] for _ in range(4)] == [100.0, 100.25, 100.5, 100.75]
     clock.now = 200.0
     assert sends(pace, clock, submit()) == [200.0]
@@ -62,7 +62,7 @@ def test_submits_keep_the_rate_that_was_asked_for() -> None:
 
 def test_one_that_is_told_to_wait_holds_up_all() -> None:
     clock = Clock()
-    pace = Pace(None, clock)
+    pace = SubmitPace(None, clock)
     told = pace.of(submit(1), sending=lambda: None)
     assert advance(told, None) == Sleep(0.0)
     assert advance(told, None) == Send(REQUEST)
@@ -77,7 +77,7 @@ def test_one_that_is_told_to_wait_holds_up_all() -> None:
 
 def test_what_was_never_sent_is_known_not_to_be() -> None:
     sent: list[str] = []
-    flow = Pace(None, Clock()).of(submit(), sending=lambda: sent.append("now"))
+    flow = SubmitPace(None, Clock()).of(submit(), sending=lambda: sent.append("now"))
     assert advance(flow, None) == Sleep(0.0)
     assert sent == []
     assert advance(flow, None) == Send(REQUEST)

@@ -10,7 +10,7 @@ from airflow_provider_uniapi_fal.protocol.messages import Done, Flow, Sleep, adv
 T = TypeVar("T")
 
 
-class Pace:
+class SubmitPace:
     """
     Decides when the next submit may leave, for all of one batch.
 

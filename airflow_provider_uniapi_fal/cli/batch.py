@@ -15,7 +15,7 @@ import pendulum
 from airflow_provider_uniapi_fal.batch.batch import MANIFEST_NAME, Batch, BatchSettings
 from airflow_provider_uniapi_fal.batch.session import SessionSettings
 from airflow_provider_uniapi_fal.cli.jobs import check_dialect, schema_place, storage_path
-from airflow_provider_uniapi_fal.cli.journal import Journal
+from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal
 from airflow_provider_uniapi_fal.cli.terminal import (
     ExitCode,
     Stopped,
@@ -33,8 +33,7 @@ from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.landing.inputs import schema_of
 from airflow_provider_uniapi_fal.landing.media import Limits
 from airflow_provider_uniapi_fal.landing.names import check_template
-from airflow_provider_uniapi_fal.ledger.journal import Journal as BatchJournal
-from airflow_provider_uniapi_fal.ledger.journal import Owner
+from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, RowState, Step, Try
 from airflow_provider_uniapi_fal.triggers.batch import WatchSettings
 
@@ -72,7 +71,7 @@ def batch(args: argparse.Namespace) -> ExitCode | None:
     else:
         say(plan)
     journal = batch.open()
-    Journal(args.journal).write_batch(str(batch.settings.manifest_path))
+    CommandLineJournal(args.journal).write_batch(str(batch.settings.manifest_path))
     submitting(args, "takes it up, and pays for nothing twice.")
     with _interruptible(batch) as interrupted, _progress(batch, journal):
         try:
@@ -156,7 +155,7 @@ def _this_try(batch: Batch, *, again: bool) -> Try:
     The operator's rows tell a retry from a clear by Airflow's number of allowed tries. Here each run of the command
     is a retry of the one before, and ``--again`` is the clear.
     """
-    known = [state.entry.max_tries for state in BatchJournal.reading(batch.folder).rows.values()]
+    known = [state.entry.max_tries for state in Journal.reading(batch.folder).rows.values()]
     return Try(number=int(time.time()), max_tries=max(known, default=0) + again)
 
 
@@ -179,7 +178,7 @@ def _interruptible(batch: Batch) -> Iterator[threading.Event]:
 
 
 @contextmanager
-def _progress(batch: Batch, journal: BatchJournal) -> Iterator[None]:
+def _progress(batch: Batch, journal: Journal) -> Iterator[None]:
     """Show how far the batch is, while it is worked on."""
     over = threading.Event()
 

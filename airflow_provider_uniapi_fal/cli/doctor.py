@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from airflow_provider_uniapi_fal.cli.jobs import Accounted, arguments_of, intend, post, unknown_before
-from airflow_provider_uniapi_fal.cli.journal import Entry, Journal
+from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal, SubmitEntry
 from airflow_provider_uniapi_fal.cli.terminal import (
     ExitCode,
     confirm,
@@ -156,7 +156,7 @@ def doctor(args: argparse.Namespace) -> ExitCode | None:
     arguments = SMALL_PICTURE if args.arguments is None else arguments_of(args.arguments, ())
     request = hook.prepare(args.model, arguments)
     model = bare_model(args.model)
-    journal = Journal(args.journal)
+    journal = CommandLineJournal(args.journal)
     # It reads the journal, too: one that cannot be read is told of before anything is asked.
     unknown = unknown_before(
         journal, model, arguments, conn_id, "fal", resubmit=args.free or args.on_unknown_submit == "resubmit"
@@ -174,7 +174,7 @@ def doctor(args: argparse.Namespace) -> ExitCode | None:
             yes=args.yes,
         )
         seen = _Recorder(_with_scheme(account, extra_of(findings).get("auth_scheme")))
-        entry = Entry.intent(model, arguments, conn_id)
+        entry = SubmitEntry.intent(model, arguments, conn_id)
         intend(journal, entry, unknown)
         submitting(args, "submits one more job.")
         try:
@@ -268,7 +268,7 @@ def free_findings(account: GatewayAccount) -> Iterator[Finding]:
 
 
 def job_findings(
-    seen: _Recorder, journal: Journal, accepted: JobHandle | JobResult, model: str, timeout: float
+    seen: _Recorder, journal: CommandLineJournal, accepted: JobHandle | JobResult, model: str, timeout: float
 ) -> list[Finding]:
     """
     Watch the one job to its end, and read what was seen on the way.
@@ -510,7 +510,7 @@ def recorded(flow: Flow[T], exchanges: list[Exchange]) -> Flow[T]:
 
 
 def _wait(
-    seen: _Recorder, journal: Journal, handle: JobHandle, timeout: float, pending: list[Exchange]
+    seen: _Recorder, journal: CommandLineJournal, handle: JobHandle, timeout: float, pending: list[Exchange]
 ) -> tuple[JobResult | None, bool]:
     """Wait for the job in the usual way; return its result, and whether it has ended."""
     watch = Watch(handle, deadline=time.time() + timeout, logs=False)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pendulum
 from airflow.sdk import BaseHook, ObjectStoragePath
 
-from airflow_provider_uniapi_fal.cli.journal import Entry, Journal, JournalError
+from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal, JournalError, SubmitEntry
 from airflow_provider_uniapi_fal.cli.terminal import (
     ExitCode,
     json_object,
@@ -70,7 +70,7 @@ def submit(args: argparse.Namespace) -> ExitCode | None:
         args.model, with_files(arguments, dialect.media_inputs), dialect=args.dialect, **options
     )
     model = dialect.model_id(args.model)
-    journal = Journal(args.journal)
+    journal = CommandLineJournal(args.journal)
     unknown = unknown_before(
         journal, model, arguments, conn_id, args.dialect, resubmit=args.on_unknown_submit == "resubmit"
     )
@@ -82,7 +82,7 @@ def submit(args: argparse.Namespace) -> ExitCode | None:
             args.output,
         )
         return None
-    entry = Entry.intent(model, arguments, conn_id, args.dialect)
+    entry = SubmitEntry.intent(model, arguments, conn_id, args.dialect)
     intend(journal, entry, unknown)
     submitting(args, "submits one more job.")
     accepted = post(hook, journal, entry, args.model, request, args.dialect)
@@ -99,14 +99,14 @@ def submit(args: argparse.Namespace) -> ExitCode | None:
 
 
 def unknown_before(
-    journal: Journal,
+    journal: CommandLineJournal,
     model: str,
     arguments: Mapping[str, Any],
     conn_id: str,
     dialect: str,
     *,
     resubmit: bool,
-) -> list[Entry]:
+) -> list[SubmitEntry]:
     """
     Return the submits of the same input that may have been billed and left no job to look at.
 
@@ -126,7 +126,7 @@ def unknown_before(
     return found
 
 
-def intend(journal: Journal, entry: Entry, instead_of: Sequence[Entry]) -> None:
+def intend(journal: CommandLineJournal, entry: SubmitEntry, instead_of: Sequence[SubmitEntry]) -> None:
     """
     Write the intent of a submit down, which must be done before the post.
 
@@ -138,7 +138,12 @@ def intend(journal: Journal, entry: Entry, instead_of: Sequence[Entry]) -> None:
 
 
 def post(
-    hook: FalHook, journal: Journal, entry: Entry, model: str, request: HttpRequest, dialect: str
+    hook: FalHook,
+    journal: CommandLineJournal,
+    entry: SubmitEntry,
+    model: str,
+    request: HttpRequest,
+    dialect: str,
 ) -> JobHandle | JobResult:
     """
     Post a submit whose intent is in the journal, and write down what came of it.
@@ -319,7 +324,7 @@ class _Job:
 
     hook: FalHook
     handle: JobHandle
-    journal: Journal
+    journal: CommandLineJournal
     result: JobResult | None = None
 
     def accounted(self) -> Accounted:
@@ -330,7 +335,7 @@ class _Job:
 class Accounted:
     """Around a wait, a fetch or a landing: the journal learns how the job ended."""
 
-    def __init__(self, journal: Journal, request_id: str) -> None:
+    def __init__(self, journal: CommandLineJournal, request_id: str) -> None:
         self._journal = journal
         self._request_id = request_id
 
@@ -357,7 +362,7 @@ def _job(args: argparse.Namespace) -> _Job:
     """
     if args.dialect is not None:
         check_dialect(args.dialect)
-    journal = Journal(args.journal)
+    journal = CommandLineJournal(args.journal)
     conn_id = args.conn_id or DEFAULT_CONN_ID
     found: JobResult | None = None
     if args.job.startswith("@"):

@@ -34,7 +34,7 @@ class JournalError(Exception):
 
 
 @dataclass(frozen=True)
-class Entry:
+class SubmitEntry:
     """
     One submit of the command line's.
 
@@ -52,25 +52,25 @@ class Entry:
     @classmethod
     def intent(
         cls, model: str, arguments: Mapping[str, Any], fal_conn_id: str, dialect: str = "fal"
-    ) -> Entry:
+    ) -> SubmitEntry:
         """Return the entry for a submit that is about to be posted."""
         asked = fingerprint(model, arguments, fal_conn_id, dialect=dialect)
         record = JobRecord(Phase.INTENT, asked, 0, time.time())
         return cls(uuid.uuid4().hex, model, fal_conn_id, record)
 
-    def submitted(self, handle: JobHandle) -> Entry:
+    def submitted(self, handle: JobHandle) -> SubmitEntry:
         """Return the entry once its job has an id."""
         return self._in(Phase.SUBMITTED, handle=handle)
 
-    def delivered(self) -> Entry:
+    def delivered(self) -> SubmitEntry:
         """Return the entry once its result has been printed or landed."""
         return self._in(Phase.DELIVERED, handle=self.record.handle)
 
-    def ended(self, failure: Failure) -> Entry:
+    def ended(self, failure: Failure) -> SubmitEntry:
         """Return the entry once its submit was refused or its job has ended in a failure."""
         return self._in(Phase.ENDED, handle=self.record.handle, failure=failure)
 
-    def submitted_again(self) -> Entry:
+    def submitted_again(self) -> SubmitEntry:
         """Return the entry once the user has said to submit the same input again, whatever came of this submit."""
         unknown = unknown_outcome("submitted again, as --on-unknown-submit=resubmit said")
         known = self.record.failure
@@ -90,12 +90,12 @@ class Entry:
             failure.billed != "no" and failure.kind is not FailureKind.SUBMIT_OUTCOME_UNKNOWN
         )
 
-    def _in(self, phase: Phase, **fields: Any) -> Entry:
+    def _in(self, phase: Phase, **fields: Any) -> SubmitEntry:
         return replace(self, record=JobRecord(phase, self.record.fingerprint, 0, time.time(), **fields))
 
 
 @dataclass(frozen=True)
-class BatchEntry:
+class BegunBatch:
     """
     A batch that the command line has begun, or has gone on with.
 
@@ -111,7 +111,7 @@ class BatchEntry:
             raise TypeError("a batch has a path and a time")
 
 
-class Journal:
+class CommandLineJournal:
     """
     The file.
 
@@ -121,7 +121,7 @@ class Journal:
     def __init__(self, path: str | None = None) -> None:
         self.path = Path(path) if path else Path(AIRFLOW_HOME, "uniapi_fal", "jobs.jsonl")
 
-    def write(self, entry: Entry) -> None:
+    def write(self, entry: SubmitEntry) -> None:
         """
         Add a state; it is on the disk when this returns.
 
@@ -135,7 +135,7 @@ class Journal:
 
         :raises JournalError: if it cannot be written; nothing of the batch must be posted then
         """
-        self._append(vars(BatchEntry(manifest_path, time.time())))
+        self._append(vars(BegunBatch(manifest_path, time.time())))
 
     def _append(self, data: Mapping[str, Any]) -> None:
         line = json.dumps(data) + "\n"
@@ -150,25 +150,25 @@ class Journal:
         except OSError as error:
             raise JournalError(f"The journal {self.path} cannot be written ({error.strerror}).") from error
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[SubmitEntry]:
         """
         Return the last state of each submit, oldest first.
 
         :raises JournalError: if anything in the journal cannot be read
         """
-        found = {each.id: each for each in self._lines() if isinstance(each, Entry)}
+        found = {each.id: each for each in self._lines() if isinstance(each, SubmitEntry)}
         return list(found.values())
 
-    def batches(self) -> list[BatchEntry]:
+    def batches(self) -> list[BegunBatch]:
         """
         Return each batch, with the time at which it was last gone on with.
 
         :raises JournalError: if anything in the journal cannot be read
         """
-        found = {each.batch: each for each in self._lines() if isinstance(each, BatchEntry)}
+        found = {each.batch: each for each in self._lines() if isinstance(each, BegunBatch)}
         return list(found.values())
 
-    def _lines(self) -> Iterator[Entry | BatchEntry]:
+    def _lines(self) -> Iterator[SubmitEntry | BegunBatch]:
         try:
             text = self.path.read_bytes()
         except FileNotFoundError:
@@ -183,7 +183,7 @@ class Journal:
                 why = f"Line {number} of the journal {self.path} cannot be read ({error})."
                 raise JournalError(f"{why} Mend that line, or name another file with --journal.") from error
 
-    def entry_of(self, request_id: str) -> Entry | None:
+    def entry_of(self, request_id: str) -> SubmitEntry | None:
         """Return the submit that brought a request id, if it is one of this journal's."""
         for entry in self.entries():
             if entry.record.handle is not None and entry.record.handle.request_id == request_id:
@@ -191,10 +191,10 @@ class Journal:
         return None
 
 
-def _read(data: Any) -> Entry | BatchEntry:
+def _read(data: Any) -> SubmitEntry | BegunBatch:
     if "batch" in data:
-        return BatchEntry(**data)
-    return Entry(**{**data, "record": JobRecord.from_json(data["record"])})
+        return BegunBatch(**data)
+    return SubmitEntry(**{**data, "record": JobRecord.from_json(data["record"])})
 
 
 def _drop_torn_end(descriptor: int) -> None:

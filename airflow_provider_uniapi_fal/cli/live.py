@@ -20,12 +20,11 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from airflow_provider_uniapi_fal.cli.jobs import storage_path
-from airflow_provider_uniapi_fal.cli.journal import Journal
+from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal
 from airflow_provider_uniapi_fal.cli.terminal import ExitCode, progress, say, show_rows, verb
 from airflow_provider_uniapi_fal.exceptions import FalError, FalResultExpired
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
-from airflow_provider_uniapi_fal.ledger.journal import Journal as BatchJournal
-from airflow_provider_uniapi_fal.ledger.journal import journal_folder
+from airflow_provider_uniapi_fal.ledger.journal import Journal, journal_folder
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
 from airflow_provider_uniapi_fal.ledger.rows import Step, record_of
 from airflow_provider_uniapi_fal.ledger.task_state import BATCH_KEY, KEY
@@ -156,7 +155,7 @@ def jobs(args: argparse.Namespace) -> ExitCode | None:
             f"Airflow's metadata database cannot be read ({type(error).__name__}): jobs of tasks are not listed."
         )
     if args.dag_id is None and args.run_id is None:
-        journal = Journal(args.journal)
+        journal = CommandLineJournal(args.journal)
         batches += [Batch(each.batch) for each in journal.batches() if each.written_at >= since.timestamp()]
         batches += [Batch(str(storage_path(path, None))) for path in args.manifests]
         found += in_journal(journal, since.timestamp())
@@ -338,7 +337,7 @@ def in_batch(batch: Batch) -> Iterator[Found]:
         folder = journal_folder(storage_path(batch.manifest_path, None))
         if batch.certain and not folder.exists():
             raise ValueError("it was deleted, or lies on another machine's disk")
-        journal = BatchJournal.reading(folder)
+        journal = Journal.reading(folder)
     except Exception as error:  # noqa: BLE001 - each file system has errors of its own; one batch hides no other
         say(f"The journal of {batch.manifest_path or f'a batch of {batch.task_id}'} cannot be read: {error}")
         yield found(pendulum.now("UTC").timestamp(), None, "no answer")
@@ -349,7 +348,7 @@ def in_batch(batch: Batch) -> Iterator[Found]:
             yield found(row.entry.written_at, record_of(row), state, row.entry.key)
 
 
-def in_journal(journal: Journal, since: float) -> Iterator[Found]:
+def in_journal(journal: CommandLineJournal, since: float) -> Iterator[Found]:
     """Return what the command line has submitted on this machine."""
     for entry in journal.entries():
         if entry.record.written_at >= since:

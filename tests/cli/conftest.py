@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from airflow.cli.cli_parser import get_parser
 
-from airflow_provider_uniapi_fal.cli.journal import Journal
+from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal
 from tests.batch.stores import place, s3_place, s3_url
 from tests.fakes import start
 
@@ -35,12 +35,14 @@ Fal = Callable[..., Ended]
 
 
 @pytest.fixture
-def journal(tmp_path: Path) -> Journal:
-    return Journal(str(tmp_path / "jobs.jsonl"))
+def journal(tmp_path: Path) -> CommandLineJournal:
+    return CommandLineJournal(str(tmp_path / "jobs.jsonl"))
 
 
 @pytest.fixture
-def fal(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, journal: Journal) -> Fal:
+def fal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, journal: CommandLineJournal
+) -> Fal:
     """Run ``airflow fal`` with these words, with a journal of the test's own."""
     # The verb sets it for its process; after the test it is as before.
     monkeypatch.setenv("_AIRFLOW_PROCESS_CONTEXT", "")

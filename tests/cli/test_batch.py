@@ -17,7 +17,7 @@ from rich.progress import Progress
 from tests.fakes import PROMPT, Start, posts, wait_until
 
 if TYPE_CHECKING:
-    from airflow_provider_uniapi_fal.cli.journal import Journal
+    from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal
     from tests.cli.conftest import Fal
 
 
@@ -99,7 +99,7 @@ def test_a_wrong_table_is_refused_with_every_wrong_row(start: Start, fal: Fal, t
 
 
 def test_nothing_is_posted_if_the_batch_could_not_be_found_again(
-    start: Start, fal: Fal, tmp_path: Path, journal: Journal
+    start: Start, fal: Fal, tmp_path: Path, journal: CommandLineJournal
 ) -> None:
     emulator = start()
     journal.path.mkdir()

@@ -31,7 +31,7 @@ from tests.fakes import KEY, ScriptedServer, Start, handle, posts, set_connectio
 from tests.fakes import Exchange as Exchanged
 
 if TYPE_CHECKING:
-    from airflow_provider_uniapi_fal.cli.journal import Journal
+    from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal
     from tests.cli.conftest import Fal
 
 
@@ -249,7 +249,7 @@ def test_a_key_that_is_refused_ends_it_before_the_job(start: Start, fal: Fal) ->
 
 
 def test_a_lost_reply_is_unknown_here_as_well_and_not_posted_again(
-    start: Start, fal: Fal, journal: Journal
+    start: Start, fal: Fal, journal: CommandLineJournal
 ) -> None:
     emulator = start()
     emulator.add_fault("lost-reply on=submit times=1")

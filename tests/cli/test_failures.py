@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_uniapi_fal.cli.journal import Entry, Journal, JournalError
+from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal, JournalError, SubmitEntry
 from tests.batch.stores import s3_connection
 from tests.fakes import MODEL, Start, posts
 from tests.transport.servers import free_port
@@ -156,15 +156,15 @@ def test_the_fate_of_the_money_is_told_even_where_standard_output_takes_nothing(
 
 def full_after(monkeypatch: pytest.MonkeyPatch, writes: int) -> None:
     """Let there be no room for the journal after so many states of submits."""
-    really_write = Journal.write
+    really_write = CommandLineJournal.write
     left = iter(range(writes))
 
-    def write(journal: Journal, entry: Entry) -> None:
+    def write(journal: CommandLineJournal, entry: SubmitEntry) -> None:
         if next(left, None) is None:
             raise JournalError("The journal cannot be written (No space left on device).")
         really_write(journal, entry)
 
-    monkeypatch.setattr(Journal, "write", write)
+    monkeypatch.setattr(CommandLineJournal, "write", write)
 
 
 def test_a_refusal_that_the_journal_does_not_take_is_told_and_does_not_pass_for_nothing_sent(
@@ -198,7 +198,7 @@ def test_a_defect_keeps_its_traceback(start: Start, fal: Fal, monkeypatch: pytes
     def defect(*_: object, **__: object) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("airflow_provider_uniapi_fal.cli.jobs.Journal", defect)
+    monkeypatch.setattr("airflow_provider_uniapi_fal.cli.jobs.CommandLineJournal", defect)
     with pytest.raises(ZeroDivisionError):
         fal("submit", MODEL, "-i", "prompt=x")
 
@@ -235,7 +235,9 @@ def test_json_that_cannot_be_read_is_refused_and_not_repeated(
     assert len(done.err) < 1000
 
 
-def test_every_end_is_printed_as_json(start: Start, fal: Fal, journal: Journal, tmp_path: Path) -> None:
+def test_every_end_is_printed_as_json(
+    start: Start, fal: Fal, journal: CommandLineJournal, tmp_path: Path
+) -> None:
     start()
     ends = {
         "refused": fal("land", "req-1", str(tmp_path), "-m", MODEL, "--storage-conn-id", "x", "-o", "json"),

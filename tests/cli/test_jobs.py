@@ -13,7 +13,7 @@ from airflow_provider_uniapi_fal.ledger.record import Phase
 from tests.fakes import ARGUMENTS, KEY, MODEL, PROMPT, Start, posts, set_connection
 
 if TYPE_CHECKING:
-    from airflow_provider_uniapi_fal.cli.journal import Journal
+    from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal
     from airflow_provider_uniapi_fal.protocol.messages import HttpRequest
     from tests.cli.conftest import Fal
 
@@ -74,7 +74,7 @@ def test_a_submit_says_what_it_will_do_before_it_is_paid(start: Start, fal: Fal)
 
 
 def test_a_dry_run_submits_nothing_and_leaves_nothing_in_the_journal(
-    start: Start, fal: Fal, journal: Journal
+    start: Start, fal: Fal, journal: CommandLineJournal
 ) -> None:
     emulator = start()
     done = fal("submit", MODEL, *INPUTS, "--dry-run", "-o", "json")
@@ -171,7 +171,9 @@ def test_without_a_connection_a_verb_says_which_one_is_missing(fal: Fal, words: 
     assert "Nothing was sent" in done.err
 
 
-def test_a_lost_reply_is_told_honestly_and_not_posted_again(start: Start, fal: Fal, journal: Journal) -> None:
+def test_a_lost_reply_is_told_honestly_and_not_posted_again(
+    start: Start, fal: Fal, journal: CommandLineJournal
+) -> None:
     emulator = start()
     emulator.add_fault("lost-reply on=submit times=1")
     lost = fal("submit", MODEL, *INPUTS, "-o", "json")
@@ -229,7 +231,9 @@ def test_an_interrupted_submit_is_unknown_and_says_so(
     monkeypatch.undo()
 
 
-def test_no_post_leaves_without_its_intent_in_the_journal(start: Start, fal: Fal, journal: Journal) -> None:
+def test_no_post_leaves_without_its_intent_in_the_journal(
+    start: Start, fal: Fal, journal: CommandLineJournal
+) -> None:
     emulator = start()
     journal.path.mkdir()
     done = fal("submit", MODEL, *INPUTS)
@@ -237,7 +241,9 @@ def test_no_post_leaves_without_its_intent_in_the_journal(start: Start, fal: Fal
     assert "Nothing was submitted" in done.err
 
 
-def test_a_journal_that_cannot_be_read_stops_the_submit(start: Start, fal: Fal, journal: Journal) -> None:
+def test_a_journal_that_cannot_be_read_stops_the_submit(
+    start: Start, fal: Fal, journal: CommandLineJournal
+) -> None:
     emulator = start()
     journal.path.write_text("not a record\n")
     done = fal("submit", MODEL, *INPUTS)
@@ -254,7 +260,7 @@ def test_a_journal_that_cannot_be_read_stops_the_submit(start: Start, fal: Fal, 
     ],
 )
 def test_a_refused_submit_has_the_exit_code_of_its_reason(
-    start: Start, fal: Fal, journal: Journal, fault: str, code: int
+    start: Start, fal: Fal, journal: CommandLineJournal, fault: str, code: int
 ) -> None:
     start().add_fault(f"{fault} on=submit")
     assert fal("submit", MODEL, *INPUTS).code == code
@@ -271,7 +277,7 @@ def test_a_gateway_that_is_not_there_has_its_exit_code(fal: Fal, monkeypatch: py
 
 @pytest.mark.parametrize(("failure", "code"), [("refused", 1), ("result-422", 1), ("completed-error", 1)])
 def test_a_job_that_failed_fails_its_wait_and_ends_in_the_journal(
-    start: Start, fal: Fal, journal: Journal, tmp_path: Path, failure: str, code: int
+    start: Start, fal: Fal, journal: CommandLineJournal, tmp_path: Path, failure: str, code: int
 ) -> None:
     start(failure=failure)
     done = fal("wait", submitted(fal, tmp_path), "--poke-interval", "0.05", "-o", "json")
@@ -350,7 +356,7 @@ def test_media_of_a_result_are_landed_although_the_gateway_has_forgotten_it(
 
 
 def test_neither_key_nor_prompt_is_in_the_journal_or_on_the_terminal(
-    start: Start, fal: Fal, journal: Journal, tmp_path: Path
+    start: Start, fal: Fal, journal: CommandLineJournal, tmp_path: Path
 ) -> None:
     start()
     job = submitted(fal, tmp_path)

@@ -8,17 +8,17 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_uniapi_fal.cli.journal import Entry, Journal, JournalError
+from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal, JournalError, SubmitEntry
 from airflow_provider_uniapi_fal.ledger.record import Phase
 from airflow_provider_uniapi_fal.protocol.errors import unknown_outcome
 from tests.fakes import ARGUMENTS, MODEL, PROMPT, handle
 
 
-def intent() -> Entry:
-    return Entry.intent(MODEL, ARGUMENTS, "fal_default")
+def intent() -> SubmitEntry:
+    return SubmitEntry.intent(MODEL, ARGUMENTS, "fal_default")
 
 
-def test_the_last_state_of_each_submit_holds(journal: Journal) -> None:
+def test_the_last_state_of_each_submit_holds(journal: CommandLineJournal) -> None:
     one, other, third = intent(), intent(), intent()
     for entry in (one, other, one.submitted(handle()), third, other.ended(unknown_outcome("a reason"))):
         journal.write(entry)
@@ -31,7 +31,7 @@ def test_the_last_state_of_each_submit_holds(journal: Journal) -> None:
     assert journal.entry_of("req-2") is None
 
 
-def test_batches_lie_beside_the_submits_and_are_told_apart(journal: Journal) -> None:
+def test_batches_lie_beside_the_submits_and_are_told_apart(journal: CommandLineJournal) -> None:
     journal.write(intent())
     for path in ("s3://bucket/a.jsonl", "s3://bucket/b.jsonl", "s3://bucket/a.jsonl"):
         journal.write_batch(path)
@@ -40,7 +40,7 @@ def test_batches_lie_beside_the_submits_and_are_told_apart(journal: Journal) -> 
     assert journal.batches()[0].written_at > journal.batches()[1].written_at
 
 
-def test_what_a_killed_writer_left_of_a_line_is_passed_over_and_cut_off(journal: Journal) -> None:
+def test_what_a_killed_writer_left_of_a_line_is_passed_over_and_cut_off(journal: CommandLineJournal) -> None:
     journal.write(intent())
     with journal.path.open("ab") as file:
         file.write(b'{"id": "torn", "rec')
@@ -63,7 +63,9 @@ def test_what_a_killed_writer_left_of_a_line_is_passed_over_and_cut_off(journal:
         b"null",
     ],
 )
-def test_a_line_that_cannot_be_read_is_an_error_with_its_number(journal: Journal, line: bytes) -> None:
+def test_a_line_that_cannot_be_read_is_an_error_with_its_number(
+    journal: CommandLineJournal, line: bytes
+) -> None:
     journal.write(intent())
     journal.path.write_bytes(journal.path.read_bytes() + line + b"\n")
     with pytest.raises(JournalError, match="Line 2"):
@@ -71,23 +73,23 @@ def test_a_line_that_cannot_be_read_is_an_error_with_its_number(journal: Journal
 
 
 def test_a_journal_that_is_not_there_is_empty_and_one_that_is_no_file_is_an_error(
-    journal: Journal, tmp_path: Path
+    journal: CommandLineJournal, tmp_path: Path
 ) -> None:
     assert journal.entries() == []
     with pytest.raises(JournalError):
-        Journal(str(tmp_path)).entries()
+        CommandLineJournal(str(tmp_path)).entries()
     with pytest.raises(JournalError):
-        Journal(str(tmp_path)).write(intent())
+        CommandLineJournal(str(tmp_path)).write(intent())
 
 
-def test_writers_at_once_lose_no_line(journal: Journal) -> None:
+def test_writers_at_once_lose_no_line(journal: CommandLineJournal) -> None:
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: journal.write(intent()), range(64)))
     assert len(journal.entries()) == 64
 
 
 def test_it_lies_in_airflows_home_and_holds_no_input() -> None:
-    usual = Journal()
+    usual = CommandLineJournal()
     assert usual.path == Path(os.environ["AIRFLOW_HOME"], "uniapi_fal", "jobs.jsonl")
     usual.write(intent())
     try:

@@ -23,7 +23,7 @@ from airflow.utils.types import DagRunType
 from sqlalchemy import delete, insert
 from sqlalchemy.exc import OperationalError
 
-from airflow_provider_uniapi_fal.cli.journal import Entry
+from airflow_provider_uniapi_fal.cli.journal import SubmitEntry
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
 from airflow_provider_uniapi_fal.ledger.task_state import BATCH_KEY, KEY
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from airflow_provider_uniapi_fal.cli.journal import Journal
+    from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal
     from airflow_provider_uniapi_fal.protocol.job import JobHandle
     from tests.cli.conftest import Fal
 
@@ -144,11 +144,11 @@ def test_without_the_gateway_only_what_has_ended_for_certain_is_left_out(
 
 
 def test_a_job_that_a_verb_called_possibly_running_is_listed_although_the_gateway_does_not_know_it(
-    start: Start, fal: Fal, journal: Journal, kept: Callable[..., None]
+    start: Start, fal: Fal, journal: CommandLineJournal, kept: Callable[..., None]
 ) -> None:
     start()
     lost = handle(request_id="4b1f5a5e-0000-4000-8000-000000000000")
-    journal.write(Entry.intent(MODEL, ARGUMENTS, "fal_default").submitted(lost))
+    journal.write(SubmitEntry.intent(MODEL, ARGUMENTS, "fal_default").submitted(lost))
     waited = fal("wait", lost.request_id, "--quiet", "--poke-interval", "0.05")
     assert (waited.code, "may still be running" in waited.err) == (7, True)
     [row] = fal("jobs", "-o", "json").json

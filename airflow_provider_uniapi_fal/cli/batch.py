@@ -15,7 +15,6 @@ import pendulum
 from airflow_provider_uniapi_fal.batch.batch import MANIFEST_NAME, Batch, BatchSettings
 from airflow_provider_uniapi_fal.batch.session import SessionSettings
 from airflow_provider_uniapi_fal.cli.jobs import check_dialect, schema_place, storage_path
-from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal
 from airflow_provider_uniapi_fal.cli.terminal import (
     ExitCode,
     Stopped,
@@ -33,6 +32,7 @@ from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.landing.inputs import schema_of
 from airflow_provider_uniapi_fal.landing.media import Limits
 from airflow_provider_uniapi_fal.landing.names import check_template
+from airflow_provider_uniapi_fal.ledger.command_line import CommandLineJournal
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, RowState, Step, Try
 from airflow_provider_uniapi_fal.triggers.batch import WatchSettings

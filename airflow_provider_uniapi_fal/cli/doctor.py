@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from airflow_provider_uniapi_fal.cli.jobs import Accounted, arguments_of, intend, post, unknown_before
-from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal, SubmitEntry
 from airflow_provider_uniapi_fal.cli.terminal import (
     ExitCode,
     confirm,
@@ -32,6 +31,7 @@ from airflow_provider_uniapi_fal.cli.terminal import (
 )
 from airflow_provider_uniapi_fal.exceptions import FalError
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook, watching_round
+from airflow_provider_uniapi_fal.ledger.command_line import CommandLineJournal, SubmitEntry
 from airflow_provider_uniapi_fal.protocol import verbs
 from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.dialects.base import CancelOutcome

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import pendulum
 from airflow.sdk import BaseHook, ObjectStoragePath
 
-from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal, JournalError, SubmitEntry
 from airflow_provider_uniapi_fal.cli.terminal import (
     ExitCode,
     json_object,
@@ -30,6 +29,7 @@ from airflow_provider_uniapi_fal.landing.inputs import check_schema, with_files
 from airflow_provider_uniapi_fal.landing.media import Limits
 from airflow_provider_uniapi_fal.landing.media import land as land_media
 from airflow_provider_uniapi_fal.landing.names import Names
+from airflow_provider_uniapi_fal.ledger.command_line import CommandLineJournal, JournalError, SubmitEntry
 from airflow_provider_uniapi_fal.ledger.record import Phase, ends_the_job, fingerprint
 from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS, dialect_named
 from airflow_provider_uniapi_fal.protocol.dialects.base import CancelOutcome, Finished

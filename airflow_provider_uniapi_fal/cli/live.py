@@ -20,10 +20,10 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from airflow_provider_uniapi_fal.cli.jobs import storage_path
-from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal
 from airflow_provider_uniapi_fal.cli.terminal import ExitCode, progress, say, show_rows, verb
 from airflow_provider_uniapi_fal.exceptions import FalError, FalResultExpired
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.ledger.command_line import CommandLineJournal
 from airflow_provider_uniapi_fal.ledger.journal import Journal, journal_folder
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
 from airflow_provider_uniapi_fal.ledger.rows import Step, record_of

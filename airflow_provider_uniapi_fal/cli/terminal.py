@@ -25,8 +25,8 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from airflow_provider_uniapi_fal.cli.journal import JournalError
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
+from airflow_provider_uniapi_fal.ledger.command_line import JournalError
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input
 from airflow_provider_uniapi_fal.protocol.messages import excerpt
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from airflow.cli.cli_parser import get_parser
 
-from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal
+from airflow_provider_uniapi_fal.ledger.command_line import CommandLineJournal
 from tests.batch.stores import place, s3_place, s3_url
 from tests.fakes import start
 

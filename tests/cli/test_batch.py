@@ -17,7 +17,7 @@ from rich.progress import Progress
 from tests.fakes import PROMPT, Start, posts, wait_until
 
 if TYPE_CHECKING:
-    from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal
+    from airflow_provider_uniapi_fal.ledger.command_line import CommandLineJournal
     from tests.cli.conftest import Fal
 
 

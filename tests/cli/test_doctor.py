@@ -31,7 +31,7 @@ from tests.fakes import KEY, ScriptedServer, Start, handle, posts, set_connectio
 from tests.fakes import Exchange as Exchanged
 
 if TYPE_CHECKING:
-    from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal
+    from airflow_provider_uniapi_fal.ledger.command_line import CommandLineJournal
     from tests.cli.conftest import Fal
 
 

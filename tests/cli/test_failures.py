@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal, JournalError, SubmitEntry
+from airflow_provider_uniapi_fal.ledger.command_line import CommandLineJournal, JournalError, SubmitEntry
 from tests.batch.stores import s3_connection
 from tests.fakes import MODEL, Start, posts
 from tests.transport.servers import free_port

@@ -13,7 +13,7 @@ from airflow_provider_uniapi_fal.ledger.record import Phase
 from tests.fakes import ARGUMENTS, KEY, MODEL, PROMPT, Start, posts, set_connection
 
 if TYPE_CHECKING:
-    from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal
+    from airflow_provider_uniapi_fal.ledger.command_line import CommandLineJournal
     from airflow_provider_uniapi_fal.protocol.messages import HttpRequest
     from tests.cli.conftest import Fal
 

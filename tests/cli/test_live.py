@@ -23,8 +23,8 @@ from airflow.utils.types import DagRunType
 from sqlalchemy import delete, insert
 from sqlalchemy.exc import OperationalError
 
-from airflow_provider_uniapi_fal.cli.journal import SubmitEntry
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.ledger.command_line import SubmitEntry
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
 from airflow_provider_uniapi_fal.ledger.task_state import BATCH_KEY, KEY
 from airflow_provider_uniapi_fal.protocol.dialects.base import Submitted
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from pathlib import Path
 
-    from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal
+    from airflow_provider_uniapi_fal.ledger.command_line import CommandLineJournal
     from airflow_provider_uniapi_fal.protocol.job import JobHandle
     from tests.cli.conftest import Fal
 

@@ -8,10 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from airflow_provider_uniapi_fal.cli.journal import CommandLineJournal, JournalError, SubmitEntry
+from airflow_provider_uniapi_fal.ledger.command_line import CommandLineJournal, JournalError, SubmitEntry
 from airflow_provider_uniapi_fal.ledger.record import Phase
 from airflow_provider_uniapi_fal.protocol.errors import unknown_outcome
 from tests.fakes import ARGUMENTS, MODEL, PROMPT, handle
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> CommandLineJournal:
+    return CommandLineJournal(str(tmp_path / "jobs.jsonl"))
 
 
 def intent() -> SubmitEntry:

@@ -27,10 +27,10 @@ from aiohttp import web
 from airflow_provider_uniapi_fal.emulator.command_line import as_arguments
 from airflow_provider_uniapi_fal.emulator.control import add_control
 from airflow_provider_uniapi_fal.emulator.families import FAMILIES
-from airflow_provider_uniapi_fal.emulator.journal import Journal
 from airflow_provider_uniapi_fal.emulator.media import Studio
 from airflow_provider_uniapi_fal.emulator.server import LARGEST_BODY, Gateway, add_routes, recorder
 from airflow_provider_uniapi_fal.emulator.settings import Settings
+from airflow_provider_uniapi_fal.emulator.state_file import StateFile
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.certificates import Certificate
@@ -109,12 +109,12 @@ async def serving(settings: Settings, *, say: Callable[[str], None] | None = Non
     """Serve on the running event loop, and give the address."""
     async with contextlib.AsyncExitStack() as stack:
         tls, ca_file = _tls(settings, stack)
-        journal = Journal(settings.state) if settings.state else None
-        if journal is not None:
-            stack.callback(journal.close)
+        state_file = StateFile(settings.state) if settings.state else None
+        if state_file is not None:
+            stack.callback(state_file.close)
         studio = Studio(settings.render_threads)
         stack.callback(studio.close)
-        gateway = Gateway(settings, studio, journal)
+        gateway = Gateway(settings, studio, state_file)
         answering: set[asyncio.Task[Any]] = set()
         middlewares = [_noting(answering), recorder(gateway, say)]
         app = web.Application(client_max_size=LARGEST_BODY, middlewares=middlewares)

@@ -26,9 +26,9 @@ from airflow_provider_uniapi_fal.emulator.settings import Behaviour
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.inputs import Recipe
-    from airflow_provider_uniapi_fal.emulator.journal import Journal
     from airflow_provider_uniapi_fal.emulator.media import MediaFile, Studio
     from airflow_provider_uniapi_fal.emulator.settings import Settings
+    from airflow_provider_uniapi_fal.emulator.state_file import StateFile
 
 # Inputs may be pictures and videos as data URIs.
 LARGEST_BODY = 128 * 1024 * 1024
@@ -44,13 +44,13 @@ class Gateway:
     """
     All that one emulator knows; ``reset`` forgets it.
 
-    With a journal, whatever changes here is written down before it is answered. The state of a job is a function of
+    With a state file, whatever changes here is written down before it is answered. The state of a job is a function of
     time, so its beginning and its cancels are enough to have it again.
     """
 
     settings: Settings
     studio: Studio
-    journal: Journal | None = None
+    state_file: StateFile | None = None
     families: dict[str, Family] = field(init=False, default_factory=dict)
     rules: RuleBook = field(init=False)
     queue: JobQueue = field(init=False)
@@ -61,14 +61,14 @@ class Gateway:
 
     def __post_init__(self) -> None:
         self._forget()
-        if self.journal is not None:
-            self._replay(self.journal.read())
+        if self.state_file is not None:
+            self._replay(self.state_file.read())
 
     def reset(self) -> None:
         """Forget all jobs, requests and rules, but those the emulator was started with."""
         self._forget()
-        if self.journal is not None:
-            self.journal.clear()
+        if self.state_file is not None:
+            self.state_file.clear()
 
     def see(self, **known: Any) -> SeenRequest:
         """Write a request down as it arrives."""
@@ -182,8 +182,8 @@ class Gateway:
         self.allowance = Allowance(self.settings.calls_a_second * self.settings.time_scale)
 
     def _note(self, event: str, **fields: Any) -> None:
-        if self.journal is not None:
-            self.journal.write(event, **fields)
+        if self.state_file is not None:
+            self.state_file.write(event, **fields)
 
     def _note_rules(self) -> None:
         self._note("rules", left=_as_mappings(self.rules.all()), first=_as_mappings(self.settings.faults))

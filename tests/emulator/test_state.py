@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import requests
 
-from airflow_provider_uniapi_fal.emulator.journal import HEADER, Journal
 from airflow_provider_uniapi_fal.emulator.running import EmulatorProcess, running_emulator
+from airflow_provider_uniapi_fal.emulator.state_file import HEADER, StateFile
 from tests.emulator.client import Client
 
 if TYPE_CHECKING:
@@ -242,9 +242,9 @@ def test_a_process_can_keep_its_state_where_asked(state: str) -> None:
             assert emulator.account()["totals"]["posts_accepted"] == posts
 
 
-def test_a_journal_takes_far_more_than_a_thousand_posts_a_second(state: str) -> None:
-    journal = Journal(state)
-    journal.read()
+def test_a_state_file_takes_far_more_than_a_thousand_posts_a_second(state: str) -> None:
+    state_file = StateFile(state)
+    state_file.read()
     event: dict[str, Any] = {
         "number": 1,
         "model": "flux/dev",
@@ -253,7 +253,7 @@ def test_a_journal_takes_far_more_than_a_thousand_posts_a_second(state: str) -> 
     }
     started = time.perf_counter()
     for _ in range(3000):  # a post is three lines
-        journal.write("job", **event)
+        state_file.write("job", **event)
     took = time.perf_counter() - started
-    journal.close()
+    state_file.close()
     assert took < 1.0

@@ -1,5 +1,5 @@
 """
-The journal: what must survive the emulator's end, one line of JSON for each event.
+The state file: what must survive the emulator's end, one line of JSON for each event.
 
 A line is with the operating system before the call that caused it is answered, so that no end of the process, not
 even a kill, loses an accepted post. (Only the end of the whole machine could.)
@@ -15,8 +15,8 @@ from typing import Any
 HEADER = b'{"event": "emulator", "format": 1}\n'
 
 
-class Journal:
-    """One state file, held by one emulator at a time."""
+class StateFile:
+    """The file, held by one emulator at a time."""
 
     def __init__(self, file: str) -> None:
         self._file = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)

@@ -145,7 +145,7 @@ def jobs(args: argparse.Namespace) -> ExitCode | None:
     since = pendulum.now("UTC") - timedelta(hours=args.hours)
     unseen = list(_blind_spots())
     found: list[Found] = []
-    batches: list[Batch] = []
+    batches: list[FoundBatch] = []
     try:
         with create_session() as session:
             found += in_airflow(session, since, dag_id=args.dag_id, run_id=args.run_id)
@@ -156,8 +156,10 @@ def jobs(args: argparse.Namespace) -> ExitCode | None:
         )
     if args.dag_id is None and args.run_id is None:
         journal = CommandLineJournal(args.journal)
-        batches += [Batch(each.batch) for each in journal.batches() if each.written_at >= since.timestamp()]
-        batches += [Batch(str(storage_path(path, None))) for path in args.manifests]
+        batches += [
+            FoundBatch(each.batch) for each in journal.batches() if each.written_at >= since.timestamp()
+        ]
+        batches += [FoundBatch(str(storage_path(path, None))) for path in args.manifests]
         found += in_journal(journal, since.timestamp())
     for batch in _once_each(batches):
         found += in_batch(batch)
@@ -242,7 +244,7 @@ def _known(record: JobRecord) -> str:
 
 
 @dataclass(frozen=True)
-class Batch:
+class FoundBatch:
     """
     A batch, and where its manifest is or will be.
 
@@ -261,7 +263,7 @@ class Batch:
 
 def batches_in_airflow(
     session: Session, since: pendulum.DateTime, *, dag_id: str | None = None, run_id: str | None = None
-) -> Iterator[Batch]:
+) -> Iterator[FoundBatch]:
     """
     Return the batches of tasks, by what they say of themselves before they post.
 
@@ -273,16 +275,16 @@ def batches_in_airflow(
             place = str(json.loads(row.value)["manifest_path"])
         except (ValueError, KeyError, TypeError):
             place = None
-        yield Batch(place, row.dag_id, row.run_id, row.task_id, row.map_index)
+        yield FoundBatch(place, row.dag_id, row.run_id, row.task_id, row.map_index)
     for row in _of_runs(session, XComModel, MANIFEST_KEY, since, dag_id, run_id):
         value = XComModel.deserialize_value(row)
         if isinstance(value, str):
-            yield Batch(value, row.dag_id, row.run_id, row.task_id, row.map_index, certain=False)
+            yield FoundBatch(value, row.dag_id, row.run_id, row.task_id, row.map_index, certain=False)
 
 
-def _once_each(batches: Iterable[Batch]) -> Iterable[Batch]:
+def _once_each(batches: Iterable[FoundBatch]) -> Iterable[FoundBatch]:
     """Return each batch once: tasks that read its manifest may name it after the one that it is of."""
-    first: dict[object, Batch] = {}
+    first: dict[object, FoundBatch] = {}
     for batch in batches:
         first.setdefault(batch.manifest_path or batch, batch)
     return first.values()
@@ -311,7 +313,7 @@ def _of_runs(
     return session.scalars(wanted)
 
 
-def in_batch(batch: Batch) -> Iterator[Found]:
+def in_batch(batch: FoundBatch) -> Iterator[Found]:
     """
     Return the rows of a batch by its journal.
 

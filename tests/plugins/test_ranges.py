@@ -6,23 +6,23 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from airflow_provider_uniapi_fal.plugins.gallery.ranges import Span, Unsatisfiable, read_range
+from airflow_provider_uniapi_fal.plugins.gallery.ranges import ByteRange, Unsatisfiable, read_range
 
 
 @pytest.mark.parametrize(
     ("header", "span"),
     [
-        ("bytes=0-", Span(0, 99)),
-        ("bytes=0-0", Span(0, 0)),
-        ("bytes=10-19", Span(10, 19)),
-        ("bytes=90-1000", Span(90, 99)),
-        ("bytes=0-99999999999999999999", Span(0, 99)),
-        ("bytes=-10", Span(90, 99)),
-        ("bytes=-1000", Span(0, 99)),
-        (" bytes=1-2 ", Span(1, 2)),
+        ("bytes=0-", ByteRange(0, 99)),
+        ("bytes=0-0", ByteRange(0, 0)),
+        ("bytes=10-19", ByteRange(10, 19)),
+        ("bytes=90-1000", ByteRange(90, 99)),
+        ("bytes=0-99999999999999999999", ByteRange(0, 99)),
+        ("bytes=-10", ByteRange(90, 99)),
+        ("bytes=-1000", ByteRange(0, 99)),
+        (" bytes=1-2 ", ByteRange(1, 2)),
     ],
 )
-def test_one_range_is_a_span(header: str, span: Span) -> None:
+def test_one_range_is_read(header: str, span: ByteRange) -> None:
     assert read_range(header, 100) == span
 
 
@@ -55,8 +55,8 @@ def test_a_range_without_a_byte_of_the_file_is_unsatisfiable(header: str, size: 
 
 
 def test_a_span_says_where_it_is() -> None:
-    assert Span(10, 19).of(100) == "bytes 10-19/100"
-    assert Span(10, 19).length == 10
+    assert ByteRange(10, 19).of(100) == "bytes 10-19/100"
+    assert ByteRange(10, 19).length == 10
 
 
 @given(st.text(max_size=40) | st.from_regex(r"bytes=\d*-\d*", fullmatch=True), st.integers(0, 10**12))

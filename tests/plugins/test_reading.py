@@ -18,7 +18,7 @@ from airflow_provider_uniapi_fal.landing.manifest import Manifest, read_manifest
 from airflow_provider_uniapi_fal.plugins.gallery import accounts as module
 from airflow_provider_uniapi_fal.plugins.gallery.accounts import Named, Reader
 from airflow_provider_uniapi_fal.plugins.gallery.files import located, part_of
-from airflow_provider_uniapi_fal.plugins.gallery.ranges import Span
+from airflow_provider_uniapi_fal.plugins.gallery.ranges import ByteRange
 from airflow_provider_uniapi_fal.plugins.gallery.roots import NotAllowed, place_of, read_roots
 from tests.plugins import nights
 
@@ -198,6 +198,6 @@ def test_manifests_and_media_of_an_object_store_are_read_with_the_roots_connecti
     path, size = located(place_of(account.manifest.rows[0].files[0].path, roots))
     assert size == len(content)
     assert b"".join(part_of(path, size, None)) == content
-    assert b"".join(part_of(path, size, Span(300_000, 300_099))) == content[300_000:300_100]
+    assert b"".join(part_of(path, size, ByteRange(300_000, 300_099))) == content[300_000:300_100]
     _, (problem,) = Reader().read([named("s3://media/nights/later.jsonl")], roots)
     assert problem.kind == "unfinished"

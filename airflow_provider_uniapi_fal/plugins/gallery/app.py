@@ -30,7 +30,7 @@ from airflow_provider_uniapi_fal.plugins.gallery.accounts import (
 from airflow_provider_uniapi_fal.plugins.gallery.choosing import PAGE_SIZES, Account, Card, Wanted, page_of
 from airflow_provider_uniapi_fal.plugins.gallery.files import located, part_of
 from airflow_provider_uniapi_fal.plugins.gallery.ranges import Unsatisfiable, read_range
-from airflow_provider_uniapi_fal.plugins.gallery.roots import NotAllowed, Place, Root, place_of
+from airflow_provider_uniapi_fal.plugins.gallery.roots import NotAllowed, Root, RootedPlace, place_of
 from airflow_provider_uniapi_fal.plugins.gallery.thumbnails import (
     CONTENT_TYPE,
     Thumbnails,
@@ -190,7 +190,7 @@ def make_app() -> FastAPI:
 
     def card_and_place(
         dag_id: str, run_id: str, task_id: str, map_index: str, row: int, file: int
-    ) -> tuple[Card, Place]:
+    ) -> tuple[Card, RootedPlace]:
         card = _card(account(dag_id, run_id, task_id, map_index), row, file)
         try:
             return card, place_of(_file(card).path, _roots())
@@ -295,7 +295,7 @@ def _first(count: int, cards: Iterator[Card]) -> Iterator[Card]:
             yield card
 
 
-def _served(request: Request, card: Card, place: Place, *, inline: bool) -> Response:
+def _served(request: Request, card: Card, place: RootedPlace, *, inline: bool) -> Response:
     """Return a file, or the part of it that was asked for; shown in place only if its kind is on our list."""
     file = _file(card)
     path, size = _located(place)
@@ -328,7 +328,7 @@ def _served(request: Request, card: Card, place: Place, *, inline: bool) -> Resp
     )
 
 
-def _located(place: Place) -> tuple[ObjectStoragePath, int]:
+def _located(place: RootedPlace) -> tuple[ObjectStoragePath, int]:
     try:
         return located(place)
     except NotAllowed as error:

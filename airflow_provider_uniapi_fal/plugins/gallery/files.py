@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING
 
 from airflow.sdk import ObjectStoragePath
 
-from airflow_provider_uniapi_fal.plugins.gallery.roots import NotAllowed, Place
+from airflow_provider_uniapi_fal.plugins.gallery.roots import NotAllowed, RootedPlace
 
 if TYPE_CHECKING:
-    from airflow_provider_uniapi_fal.plugins.gallery.ranges import Span
+    from airflow_provider_uniapi_fal.plugins.gallery.ranges import ByteRange
 
 CHUNK_BYTES = 256 * 1024
 
 
-def located(place: Place) -> tuple[ObjectStoragePath, int]:
+def located(place: RootedPlace) -> tuple[ObjectStoragePath, int]:
     """
     Return a file and its size; on a local disk with every link in its path resolved.
 
@@ -46,6 +46,6 @@ def chunks_of(path: ObjectStoragePath, first: int, length: int) -> Iterator[byte
             yield chunk
 
 
-def part_of(path: ObjectStoragePath, size: int, span: Span | None) -> Iterator[bytes]:
+def part_of(path: ObjectStoragePath, size: int, span: ByteRange | None) -> Iterator[bytes]:
     """Read a range of a file, or the whole of it."""
     return chunks_of(path, 0, size) if span is None else chunks_of(path, span.first, span.length)

@@ -10,7 +10,7 @@ _ONE_RANGE = re.compile(r"bytes=([0-9]{0,20})-([0-9]{0,20})")
 
 
 @dataclass(frozen=True)
-class Span:
+class ByteRange:
     """Bytes ``first`` to ``last``, both included."""
 
     first: int
@@ -30,7 +30,7 @@ class Unsatisfiable(ValueError):
     """The range begins behind the end of the file."""
 
 
-def read_range(header: str | None, size: int) -> Span | None:
+def read_range(header: str | None, size: int) -> ByteRange | None:
     """
     Return the part of a file that was asked for, or None for the whole of it.
 
@@ -46,11 +46,11 @@ def read_range(header: str | None, size: int) -> Span | None:
         count = min(int(last_text), size)
         if count == 0:
             raise Unsatisfiable
-        return Span(size - count, size - 1)
+        return ByteRange(size - count, size - 1)
     first = int(first_text)
     last = int(last_text) if last_text else size - 1
     if last < first and last_text:
         return None
     if first >= size:
         raise Unsatisfiable
-    return Span(first, min(last, size - 1))
+    return ByteRange(first, min(last, size - 1))

@@ -41,7 +41,7 @@ class Root:
 
 
 @dataclass(frozen=True)
-class Place:
+class RootedPlace:
     """
     An address below a root.
 
@@ -62,7 +62,7 @@ def read_roots(text: str) -> tuple[Root, ...]:
     return tuple(_root(address) for address in found if address)
 
 
-def place_of(address: str, roots: Iterable[Root]) -> Place:
+def place_of(address: str, roots: Iterable[Root]) -> RootedPlace:
     """
     Return where an address is below the roots.
 
@@ -73,7 +73,7 @@ def place_of(address: str, roots: Iterable[Root]) -> Place:
     protocol, path, _ = _parts(address)
     for root in roots:
         if protocol == root.protocol and path.startswith(f"{root.path}/"):
-            return Place(root, path)
+            return RootedPlace(root, path)
     raise NotAllowed("it is below none of the folders that [uniapi_fal] media_roots names")
 
 

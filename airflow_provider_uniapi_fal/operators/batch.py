@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import ObjectStoragePath, conf
+from airflow.sdk import ObjectStoragePath
 
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.batch.batch import MANIFEST_NAME, Batch, BatchSettings
@@ -38,7 +38,7 @@ from airflow_provider_uniapi_fal.triggers.batch import (
     cancel_all,
     still_running,
 )
-from airflow_provider_uniapi_fal.triggers.deferring import DeferringOperator
+from airflow_provider_uniapi_fal.triggers.deferring import DeferringOperator, is_deferrable
 from airflow_provider_uniapi_fal.triggers.fal import BACKSTOP_SECONDS, RACE_SECONDS
 
 if TYPE_CHECKING:
@@ -214,8 +214,6 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
             raise ValueError(
                 "destination or manifest_path is needed: results stay at the gateway for minutes only"
             )
-        if deferrable is None:
-            deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
         # Templates and XComs are values by the time that execute() looks.
         self.requests: Any = requests
         self.destination: Any = destination
@@ -244,7 +242,7 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
         self.on_unknown_submit = on_unknown_submit
         self.on_changed_arguments = on_changed_arguments
         self.on_clear = on_clear
-        self.deferrable = deferrable
+        self.deferrable = is_deferrable(deferrable)
         self.poke_interval = seconds_or_none("poke_interval", poke_interval)
         self.watch = one_of("watch", watch, WAYS)
         self.queue_timeout = seconds_or_none("queue_timeout", queue_timeout)

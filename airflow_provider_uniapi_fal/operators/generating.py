@@ -8,8 +8,6 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import conf
-
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
@@ -30,7 +28,7 @@ from airflow_provider_uniapi_fal.protocol.job import JobHandle
 from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
 from airflow_provider_uniapi_fal.protocol.watching import WaitMore, Watch
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom, summary
-from airflow_provider_uniapi_fal.triggers.deferring import DeferringOperator
+from airflow_provider_uniapi_fal.triggers.deferring import DeferringOperator, is_deferrable
 from airflow_provider_uniapi_fal.triggers.fal import (
     BACKSTOP_SECONDS,
     RACE_SECONDS,
@@ -118,10 +116,8 @@ class GeneratingOperator(DeferringOperator, SubmittingOperator):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if deferrable is None:
-            deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
         self.wait = wait
-        self.deferrable = deferrable
+        self.deferrable = is_deferrable(deferrable)
         self.poke_interval = seconds_or_none("poke_interval", poke_interval)
         self.queue_timeout = seconds_or_none("queue_timeout", queue_timeout)
         self.timeout = seconds("timeout", timeout)

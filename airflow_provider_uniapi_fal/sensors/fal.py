@@ -9,7 +9,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseSensorOperator, PokeReturnValue, conf
+from airflow.sdk import BaseSensorOperator, PokeReturnValue
 from airflow.sdk.exceptions import AirflowFailException, AirflowSensorTimeout, AirflowSkipException
 
 from airflow_provider_uniapi_fal import metrics
@@ -24,7 +24,7 @@ from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
 from airflow_provider_uniapi_fal.protocol.watching import RoundEnd, WaitMore, Watch
 from airflow_provider_uniapi_fal.reporting import failure_in_xcom, summary
-from airflow_provider_uniapi_fal.triggers.deferring import DeferringOperator
+from airflow_provider_uniapi_fal.triggers.deferring import DeferringOperator, is_deferrable
 from airflow_provider_uniapi_fal.triggers.fal import (
     BACKSTOP_SECONDS,
     RACE_SECONDS,
@@ -111,9 +111,8 @@ class FalQueueSensor(CheckedWhenMapped, DeferringOperator, BaseSensorOperator):
             raise ValueError("give exactly one of handle, status_url and request_id (with model)")
         if request_id is not None and model is None:
             raise ValueError("request_id needs model: its path leads to the job")
-        if deferrable is None:
-            deferrable = conf.getboolean("operators", "default_deferrable", fallback=False)
-        if deferrable and self.mode == "reschedule":
+        self.deferrable = is_deferrable(deferrable)
+        if self.deferrable and self.mode == "reschedule":
             raise ValueError("mode='reschedule' needs deferrable=False")
         seconds_or_none("poke_interval", poke_interval)
         seconds("timeout", self.timeout)
@@ -127,7 +126,6 @@ class FalQueueSensor(CheckedWhenMapped, DeferringOperator, BaseSensorOperator):
         self.dialect = dialect
         self._way = given[0]
         self.fal_conn_id = fal_conn_id
-        self.deferrable = deferrable
         self._adaptive = poke_interval is None
         self.watch = one_of("watch", watch, WAYS)
         self.logs = logs

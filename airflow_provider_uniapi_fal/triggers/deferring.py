@@ -1,17 +1,24 @@
-"""What a deferred task says if Airflow ends its wait without an event of the trigger."""
+"""Whether a task defers, and what it says if Airflow ends its wait without an event of the trigger."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from airflow.sdk import BaseOperator
+from airflow.sdk import BaseOperator, conf
 from airflow.sdk.bases.operator import TRIGGER_FAIL_REPR, TriggerFailureReason
 
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+
+
+def is_deferrable(given: bool | None) -> bool:
+    """Return whether a task waits in the triggerer; None asks Airflow's ``[operators] default_deferrable``."""
+    if given is None:
+        return conf.getboolean("operators", "default_deferrable", fallback=False)
+    return given
 
 
 class DeferringOperator(BaseOperator):

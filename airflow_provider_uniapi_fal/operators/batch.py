@@ -26,7 +26,7 @@ from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, Try
 from airflow_provider_uniapi_fal.ledger.task_state import keep_batch
 from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS, push_links
 from airflow_provider_uniapi_fal.mapping import CheckedWhenMapped
-from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
+from airflow_provider_uniapi_fal.protocol.arguments import both_clocks, one_of, seconds, seconds_or_none
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
 from airflow_provider_uniapi_fal.reporting import MANIFEST_KEY, failure_in_xcom, tell_assets
@@ -245,10 +245,7 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
         self.deferrable = is_deferrable(deferrable)
         self.poke_interval = seconds_or_none("poke_interval", poke_interval)
         self.watch = one_of("watch", watch, WAYS)
-        self.queue_timeout = seconds_or_none("queue_timeout", queue_timeout)
-        self.timeout = seconds("timeout", timeout)
-        if self.queue_timeout is not None and self.queue_timeout > self.timeout:
-            raise ValueError("queue_timeout must not be more than timeout")
+        self.queue_timeout, self.timeout = both_clocks(queue_timeout, timeout)
         self.cancel_on_timeout = cancel_on_timeout
         self.cancel_on_kill = cancel_on_kill
         self.defer_after = seconds("defer_after", defer_after, or_zero=True)

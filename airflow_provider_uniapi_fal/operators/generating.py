@@ -21,7 +21,7 @@ from airflow_provider_uniapi_fal.ledger.record import (
 from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
 from airflow_provider_uniapi_fal.links.fal import links_are_stored
 from airflow_provider_uniapi_fal.operators.submitting import SubmittingOperator, handle_in, in_phase
-from airflow_provider_uniapi_fal.protocol.arguments import one_of, seconds, seconds_or_none
+from airflow_provider_uniapi_fal.protocol.arguments import both_clocks, one_of, seconds, seconds_or_none
 from airflow_provider_uniapi_fal.protocol.cadence import LONGEST_REST
 from airflow_provider_uniapi_fal.protocol.errors import FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle
@@ -119,10 +119,7 @@ class GeneratingOperator(DeferringOperator, SubmittingOperator):
         self.wait = wait
         self.deferrable = is_deferrable(deferrable)
         self.poke_interval = seconds_or_none("poke_interval", poke_interval)
-        self.queue_timeout = seconds_or_none("queue_timeout", queue_timeout)
-        self.timeout = seconds("timeout", timeout)
-        if self.queue_timeout is not None and self.queue_timeout > self.timeout:
-            raise ValueError("queue_timeout must not be more than timeout")
+        self.queue_timeout, self.timeout = both_clocks(queue_timeout, timeout)
         self.cancel_on_timeout = cancel_on_timeout
         self.cancel_on_kill = cancel_on_kill
         self.end_from_trigger = end_from_trigger

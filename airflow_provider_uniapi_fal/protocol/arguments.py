@@ -93,6 +93,18 @@ def seconds_or_none(name: str, value: object) -> float | None:
     return None if value is None else seconds(name, value)
 
 
+def both_clocks(queue_timeout: object, timeout: object) -> tuple[float | None, float]:
+    """
+    Return the two clocks of a wait as numbers of seconds: until the job must have started, or None, and until it ends.
+
+    :raises ValueError: if they make no sense, each or together
+    """
+    queued, whole = seconds_or_none("queue_timeout", queue_timeout), seconds("timeout", timeout)
+    if queued is not None and queued > whole:
+        raise ValueError("queue_timeout must not be more than timeout")
+    return queued, whole
+
+
 def _json_problems(value: Any, where: str, around: tuple[int, ...]) -> list[str]:
     """Find the problems in a value; ``around`` are the ids of those that it lies in."""
     if id(value) in around:

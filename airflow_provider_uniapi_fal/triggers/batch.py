@@ -21,9 +21,10 @@ from airflow_provider_uniapi_fal.ledger.journal import Journal
 from airflow_provider_uniapi_fal.ledger.record import ends_the_job
 from airflow_provider_uniapi_fal.ledger.rows import Entry, RowState, Step, Try, spooled
 from airflow_provider_uniapi_fal.protocol.cadence import JOBS_REMEMBERED, SHARE_OF_AGE
-from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
+from airflow_provider_uniapi_fal.protocol.errors import Failure
 from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobResult
 from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, RoundEnd, Watch
+from airflow_provider_uniapi_fal.triggers.deferring import foreign_event
 from airflow_provider_uniapi_fal.triggers.fal import RACE_SECONDS
 from airflow_provider_uniapi_fal.triggers.hub import waits
 
@@ -529,16 +530,5 @@ def began_of(event: object) -> float:
             raise error_of(failure)
     if isinstance(event, Mapping) and "journal" in event and isinstance(event.get("began"), (int, float)):
         return float(event["began"])
-    shape = (
-        f"a mapping with {sorted(map(str, event))}" if isinstance(event, Mapping) else type(event).__name__
-    )
-    raise error_of(
-        Failure(
-            FailureKind.PROTOCOL,
-            what=f"The trigger's event cannot be understood: it is {shape}.",
-            retry_does="of the batch goes on with the jobs that run; nothing is submitted twice.",
-            advice="Scheduler, triggerer and workers must run the same version of this provider.",
-            billed="maybe",
-            may_run=True,
-        )
-    )
+    again = "of the batch goes on with the jobs that run; nothing is submitted twice."
+    raise error_of(foreign_event(event, retry_does=again))

@@ -1,8 +1,9 @@
-"""Whether a task defers, and what it says if Airflow ends its wait without an event of the trigger."""
+"""Whether a task defers, and what it says if its wait ends without an event of its trigger."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, conf
@@ -44,6 +45,21 @@ class DeferringOperator(BaseOperator):
     @abstractmethod
     def without_an_event(self, context: Context, failure: Failure) -> Any:
         """Raise the error of a wait that has ended without an event, with what the task knows of its job."""
+
+
+def foreign_event(event: object, *, retry_does: str) -> Failure:
+    """Return the failure of a task that was resumed with an event which is none of its trigger's."""
+    shape = (
+        f"a mapping with {sorted(map(str, event))}" if isinstance(event, Mapping) else type(event).__name__
+    )
+    return Failure(
+        FailureKind.PROTOCOL,
+        what=f"The trigger's event cannot be understood: it is {shape}.",
+        retry_does=retry_does,
+        advice="Scheduler, triggerer and workers must run the same version of this provider.",
+        billed="maybe",
+        may_run=True,
+    )
 
 
 _TIMED_OUT = Failure(

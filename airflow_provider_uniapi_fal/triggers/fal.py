@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.execution_time.xcom import XCom
 from airflow.triggers.base import BaseTrigger, TaskSuccessEvent, TriggerEvent
 
-from airflow_provider_uniapi_fal.exceptions import FalError, FalProtocolError, error_of
+from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.hooks.task_states import (
     cleared_or_resumed,
@@ -20,9 +20,10 @@ from airflow_provider_uniapi_fal.hooks.task_states import (
     states_of,
 )
 from airflow_provider_uniapi_fal.protocol.cadence import LONGEST_REST
-from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
+from airflow_provider_uniapi_fal.protocol.errors import Failure
 from airflow_provider_uniapi_fal.protocol.job import SCHEMA_VERSION, JobHandle, JobResult, JobState
 from airflow_provider_uniapi_fal.protocol.watching import FetchElsewhere, RoundEnd, Watch
+from airflow_provider_uniapi_fal.triggers.deferring import foreign_event
 from airflow_provider_uniapi_fal.triggers.hub import waits
 
 if TYPE_CHECKING:
@@ -274,16 +275,8 @@ def result_of(event: object) -> JobResult:
     try:
         brought = _read(event)
     except (ValueError, TypeError, LookupError, AttributeError) as error:
-        raise FalProtocolError(
-            Failure(
-                FailureKind.PROTOCOL,
-                what=f"The trigger's event cannot be understood: it is {_shape(event)}.",
-                retry_does="of a wait looks again; nothing is submitted.",
-                advice="Scheduler, triggerer and workers must run the same version of this provider.",
-                billed="maybe",
-                may_run=True,
-            )
-        ) from error
+        again = "of a wait looks again; nothing is submitted."
+        raise error_of(foreign_event(event, retry_does=again)) from error
     if isinstance(brought, Failure):
         raise error_of(brought)
     if isinstance(brought, JobResult):
@@ -301,10 +294,6 @@ def _read(event: Any) -> JobResult | Failure | Watch:
     watch = Watch(handle)
     watch.resume(event["progress"])
     return watch
-
-
-def _shape(event: object) -> str:
-    return f"a mapping with {sorted(map(str, event))}" if isinstance(event, dict) else type(event).__name__
 
 
 async def _until(moment: float) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
@@ -60,3 +62,37 @@ def states_of(ti: Any) -> set[str]:
     return {
         str(getattr(state, "value", state) or "none") for tasks in found.values() for state in tasks.values()
     }
+
+
+def cancel_if_killed(
+    ti: Any,
+    cancel: Callable[[], None],
+    *,
+    is_killed: Callable[[set[str]], bool],
+    what: str,
+    say: Callable[[str], None],
+    within: float,
+) -> None:
+    """
+    Cancel if a user has killed the task, and only then: for ``on_kill``, which Airflow calls for other reasons, too.
+
+    Airflow is asked from a thread, because the code that was interrupted may hold what the question needs. An answer
+    that comes too late cancels nothing.
+
+    :param is_killed: judges the task's states
+    :param what: what would be cancelled, with its verb, for the log: ``Request 1 is``
+    :param within: seconds that all of it may take; this returns then, whatever comes of it
+    """
+    too_late = threading.Event()
+
+    def ask() -> None:
+        states = states_of(ti)
+        if is_killed(states) and not too_late.is_set():
+            cancel()
+        else:
+            say(f"{what} not cancelled: the task's states are {states}.")
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(within)
+    too_late.set()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import ObjectStoragePath
@@ -16,7 +16,7 @@ from airflow_provider_uniapi_fal.batch.batch import MANIFEST_NAME, Batch, BatchS
 from airflow_provider_uniapi_fal.batch.session import SessionSettings, files_of
 from airflow_provider_uniapi_fal.exceptions import error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
-from airflow_provider_uniapi_fal.hooks.task_states import marked_by_user, states_of
+from airflow_provider_uniapi_fal.hooks.task_states import cancel_if_killed, marked_by_user
 from airflow_provider_uniapi_fal.landing import lineage
 from airflow_provider_uniapi_fal.landing.media import PARALLEL, Limits
 from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE, check_template
@@ -299,19 +299,17 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
         if batch.session is not None:
             batch.session.interrupt()
         if self.cancel_on_kill:
-            too_late = threading.Event()
-            thread = threading.Thread(target=self._cancel_if_killed, args=(ti, batch, too_late), daemon=True)
-            thread.start()
-            thread.join(ASK_SECONDS + CANCEL_SECONDS)
-            too_late.set()
+            within = ASK_SECONDS + CANCEL_SECONDS
+            cancel_if_killed(
+                ti,
+                partial(self._cancel, batch, until=time.monotonic() + within),
+                is_killed=marked_by_user,
+                what="The batch's jobs are",
+                say=self._say,
+                within=within,
+            )
 
-    def _cancel_if_killed(self, ti: Any, batch: Batch, too_late: threading.Event) -> None:
-        began = time.monotonic()
-        states = states_of(ti)
-        if not marked_by_user(states) or too_late.is_set():
-            self._say(f"The batch's jobs are not cancelled: the task's states are {states}.")
-            return
-        until = began + ASK_SECONDS + CANCEL_SECONDS
+    def _cancel(self, batch: Batch, *, until: float) -> None:
         cancel_all(still_running(Journal.reading(batch.folder)), self._say, until=until)
 
     def _run(self, context: Context, began: float) -> dict[str, Any]:

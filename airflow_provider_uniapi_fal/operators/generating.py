@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
-from airflow_provider_uniapi_fal.hooks.task_states import killed_by_user, states_of
+from airflow_provider_uniapi_fal.hooks.task_states import cancel_if_killed, killed_by_user
 from airflow_provider_uniapi_fal.ledger.record import (
     JobRecord,
     Phase,
@@ -207,23 +207,21 @@ class GeneratingOperator(DeferringOperator, SubmittingOperator):
         Cancel the job if a user cleared or marked the task, and only then.
 
         Airflow calls this also on eviction, on a time-out and when it has lost touch with its server; the task is
-        running, deferred or about to be tried again then, as far as Airflow knows, and the job is left alone. The
-        question is asked from a thread, because the code that was interrupted may hold what it needs.
+        running, deferred or about to be tried again then, as far as Airflow knows, and the job is left alone.
         """
         if not self.cancel_on_kill or self._running is None:
             return
         ti, handle = self._running
-        too_late = threading.Event()
-        thread = threading.Thread(target=self._cancel_if_killed, args=(ti, handle, too_late), daemon=True)
-        thread.start()
-        thread.join(KILL_SECONDS)
-        too_late.set()
+        cancel_if_killed(
+            ti,
+            partial(self._cancel, handle),
+            is_killed=killed_by_user,
+            what=f"Request {handle.request_id} is",
+            say=self._say,
+            within=KILL_SECONDS,
+        )
 
-    def _cancel_if_killed(self, ti: Any, handle: JobHandle, too_late: threading.Event) -> None:
-        states = states_of(ti)
-        if not killed_by_user(states) or too_late.is_set():
-            self._say(f"Request {handle.request_id} is not cancelled: the task's states are {states}.")
-            return
+    def _cancel(self, handle: JobHandle) -> None:
         outcome = FalHook(handle.fal_conn_id).cancel(handle)
         self._say(f"Request {handle.request_id}: asked to cancel it, the gateway says {outcome.value}.")
 

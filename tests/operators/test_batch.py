@@ -31,6 +31,7 @@ from airflow_provider_uniapi_fal.exceptions import (
     FalTimeout,
 )
 from airflow_provider_uniapi_fal.hooks import fal as hooks
+from airflow_provider_uniapi_fal.hooks import task_states
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.landing import media, storage
 from airflow_provider_uniapi_fal.landing.manifest import (
@@ -1290,7 +1291,7 @@ def test_a_kill_cancels_the_jobs_only_if_a_user_has_marked_the_task(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, states: set[str], cancels: int
 ) -> None:
     emulator = start(run_seconds=60.0)
-    monkeypatch.setattr(operators, "states_of", lambda ti: states)
+    monkeypatch.setattr(task_states, "states_of", lambda ti: states)
     task = BatchTask(f"file://{tmp_path}/night", requests=table(3), **MODES["deferrable"])
     running = task.operator()
     with pytest.raises(TaskDeferred):
@@ -1355,7 +1356,7 @@ def test_a_store_that_fails_before_the_posts_leaves_nothing_unknown(
 
 def test_a_kill_posts_nothing_more(start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(session, "WAVE", 2)
-    monkeypatch.setattr(operators, "states_of", lambda ti: {"running"})
+    monkeypatch.setattr(task_states, "states_of", lambda ti: {"running"})
     emulator = start()
     task = blocking(requests=table(6))
     running = task.operator()

@@ -25,6 +25,7 @@ from airflow_provider_uniapi_fal.exceptions import (
     FalQueueTimeout,
     FalTimeout,
 )
+from airflow_provider_uniapi_fal.hooks import task_states
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.record import JobRecord, Phase
 from airflow_provider_uniapi_fal.ledger.task_state import KEY as LEDGER_KEY
@@ -773,7 +774,7 @@ def test_the_trigger_is_told_all_that_the_wait_needs(start: Start, monkeypatch: 
 
 def killed(monkeypatch: pytest.MonkeyPatch, states: Callable[[Any], set[str]], **options: Any) -> None:
     """Kill a task that has begun to wait, while Airflow says these states of it."""
-    monkeypatch.setattr(operators, "states_of", states)
+    monkeypatch.setattr(task_states, "states_of", states)
     running = operator(defer_after=0.0, **options)
     with pytest.raises(TaskDeferred):
         running.execute(Task().context)
@@ -819,7 +820,7 @@ def test_a_kill_after_the_end_of_the_wait_cancels_nothing(
     start: Start, monkeypatch: pytest.MonkeyPatch, failure: str
 ) -> None:
     emulator = start(failure=failure)
-    monkeypatch.setattr(operators, "states_of", lambda ti: {"failed"})
+    monkeypatch.setattr(task_states, "states_of", lambda ti: {"failed"})
     ended = operator(deferrable=False)
     if failure == "none":
         ended.execute(Task().context)

@@ -18,8 +18,9 @@ from airflow_provider_uniapi_fal.exceptions import error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.hooks.task_states import cancel_if_killed, marked_by_user
 from airflow_provider_uniapi_fal.landing import lineage
+from airflow_provider_uniapi_fal.landing.arguments import check_name_template
 from airflow_provider_uniapi_fal.landing.media import PARALLEL, Limits
-from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE, check_template
+from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.record import ON_CHANGED_ARGUMENTS, ON_UNKNOWN_SUBMIT
 from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, Try
@@ -194,8 +195,7 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
             ("on_changed_arguments", on_changed_arguments, ON_CHANGED_ARGUMENTS),
             ("on_clear", on_clear, ON_CLEAR),
         ):
-            if value not in words:
-                raise ValueError(f"{name} must be one of {', '.join(words)}, not {value!r}")
+            one_of(name, value, words)
         for name, count in (
             ("max_in_flight", max_in_flight),
             ("land_every", land_every),
@@ -371,10 +371,7 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
 
     def _batch(self, context: Context, began: float) -> Batch:
         destination, manifest_path = self._paths()
-        try:
-            check_template(self.name_template)
-        except ValueError as error:
-            raise error_of(bad_input(f"name_template: {error}.")) from error
+        check_name_template(self.name_template)
         ti = context["ti"]
         run = context.get("dag_run")
         return Batch(

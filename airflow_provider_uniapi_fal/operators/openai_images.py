@@ -14,10 +14,11 @@ from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.landing import lineage
+from airflow_provider_uniapi_fal.landing.arguments import check_destination, check_name
 from airflow_provider_uniapi_fal.landing.files import LandedFile
 from airflow_provider_uniapi_fal.landing.media import Limits, land
 from airflow_provider_uniapi_fal.landing.names import Names
-from airflow_provider_uniapi_fal.landing.storage import is_plain_name, put_bytes
+from airflow_provider_uniapi_fal.landing.storage import put_bytes
 from airflow_provider_uniapi_fal.ledger.record import GONE, JobRecord, Phase, found_gone
 from airflow_provider_uniapi_fal.ledger.task_state import TaskLedger
 from airflow_provider_uniapi_fal.links.fal import push_links
@@ -152,12 +153,9 @@ class OpenAIImagesOperator(SubmittingOperator):
 
     def check(self, hook: FalHook) -> None:
         """Check all that can be checked before anything is paid."""
-        if not isinstance(self.destination, str) or not self.destination.strip():
-            raise error_of(
-                bad_input("destination: a folder in storage is needed, such as s3://bucket/night.")
-            )
-        if self.name is not None and not (isinstance(self.name, str) and is_plain_name(self.name)):
-            raise error_of(bad_input(f"name: a plain file name is needed, not {self.name!r}."))
+        check_destination(self.destination)
+        if self.name is not None:
+            check_name(self.name)
         super().check(hook)
 
     def before_paying(self, intent: JobRecord) -> None:

@@ -16,6 +16,7 @@ from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.landing import lineage
+from airflow_provider_uniapi_fal.landing.arguments import check_destination, check_name, check_name_template
 from airflow_provider_uniapi_fal.landing.manifest import (
     Manifest,
     read_manifest,
@@ -23,7 +24,7 @@ from airflow_provider_uniapi_fal.landing.manifest import (
     write_manifest,
 )
 from airflow_provider_uniapi_fal.landing.media import PARALLEL, Lander, Limits
-from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE, check_template
+from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE
 from airflow_provider_uniapi_fal.landing.rows import (
     LandedRow,
     Place,
@@ -31,7 +32,6 @@ from airflow_provider_uniapi_fal.landing.rows import (
     land_rows,
     results_again,
 )
-from airflow_provider_uniapi_fal.landing.storage import is_plain_name
 from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS, push_links
 from airflow_provider_uniapi_fal.mapping import CheckedWhenMapped
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
@@ -166,14 +166,8 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
         return lineage.facets(self._moved)
 
     def _place(self, context: Context) -> Place:
-        if not isinstance(self.destination, str) or not self.destination.strip():
-            raise error_of(
-                bad_input("destination: a folder in storage is needed, such as s3://bucket/night.")
-            )
-        try:
-            check_template(self.name_template)
-        except ValueError as error:
-            raise error_of(bad_input(f"name_template: {error}.")) from error
+        check_destination(self.destination)
+        check_name_template(self.name_template)
         run: Any = context.get("dag_run")
         day = pendulum.instance(run.run_after) if run is not None else pendulum.now("UTC")
         destination = ObjectStoragePath(self.destination, conn_id=self.storage_conn_id)
@@ -230,8 +224,7 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
         if isinstance(work, _GivenManifest):
             return self._landed_rows(work, place)
         name = work.handle.request_id if self.name is None else self.name
-        if not isinstance(name, str) or not is_plain_name(name):
-            raise error_of(bad_input(f"name: a plain file name is needed, not {name!r}."))
+        check_name(name)
         already = () if target is None else _landed_before(target, work.handle.request_id)
 
         async def run() -> list[LandedRow]:

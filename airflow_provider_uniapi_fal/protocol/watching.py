@@ -526,6 +526,8 @@ def _take_refusal(watch: Watch, failure: Failure, now: float) -> bool:
 
 def _take_logs(watch: Watch, lines: tuple[LogLine, ...]) -> None:
     """Put each of the model's lines into the news once; a server may send them all each time or only the last."""
+    if not lines:
+        return
     known = set(watch.seen_lines)
     # Of a longer log only the end: what is forgotten again would be said anew in each round.
     begin = max(len(lines) - MAX_LINES_KEPT, 0)

@@ -9,9 +9,11 @@ import weakref
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 import aiohttp
+from yarl import URL
 
 from airflow_provider_uniapi_fal.protocol.messages import (
     Done,
@@ -145,7 +147,7 @@ class NonblockingTransport:
             try:
                 opening = self._streams.request(
                     request.method,
-                    url,
+                    _as_it_is(url),
                     params=request.query,
                     headers=headers_for(self.account, request, url),
                     allow_redirects=False,
@@ -182,20 +184,18 @@ class NonblockingTransport:
         if effect.brief:
             patience = min(patience, brief_seconds)
         try:
-            return await self._send_once(request, patience)
+            url = self.account.url(request.family, request.path)
+            headers = headers_for(self.account, request, url)
+            if request.method == "POST":
+                # As in the blocking transport: a submit never goes over a connection that may be closing.
+                async with await self._open(force_close=True) as session:
+                    return await self._exchange(session, request, url, headers, patience)
+            pool = self._session
+            if pool is None or pool.closed:
+                pool = await self._opened()
+            return await self._exchange(pool, request, url, headers, patience)
         except Unsendable as error:
             return NotSent(str(error), permanent=True)
-
-    async def _send_once(self, request: HttpRequest, patience: float) -> Sent:
-        url = self.account.url(request.family, request.path)
-        headers = headers_for(self.account, request, url)
-        if request.method == "POST":
-            # As in the blocking transport: a submit never goes over a connection that may be closing.
-            async with await self._open(force_close=True) as session:
-                return await self._exchange(session, request, url, headers, patience)
-        if self._session is None or self._session.closed:
-            return await self._exchange(await self._opened(), request, url, headers, patience)
-        return await self._exchange(self._session, request, url, headers, patience)
 
     async def _opened(self) -> aiohttp.ClientSession:
         async with self._opening:
@@ -216,7 +216,7 @@ class NonblockingTransport:
         limit = 0 if for_streams else MAX_CONNECTIONS
         connector = aiohttp.TCPConnector(limit=limit, ssl=self._context, force_close=force_close)
         # Who reads a stream has a patience of his own, for each read.
-        timeout = self._timeout(None if for_streams else self.account.read_timeout)
+        timeout = _timeout(self.account.connect_timeout, None if for_streams else self.account.read_timeout)
         return aiohttp.ClientSession(
             connector=connector,
             timeout=timeout,
@@ -225,12 +225,6 @@ class NonblockingTransport:
             skip_auto_headers=["Content-Type"],
             max_line_size=MAX_HEADER,
             max_field_size=MAX_HEADER,
-        )
-
-    def _timeout(self, patience: float | None) -> aiohttp.ClientTimeout:
-        # Waiting for a place in the pool is not the gateway's slowness: only the connection has a limit.
-        return aiohttp.ClientTimeout(
-            total=None, sock_connect=self.account.connect_timeout, sock_read=patience
         )
 
     async def _exchange(
@@ -245,13 +239,13 @@ class NonblockingTransport:
         try:
             async with session.request(
                 request.method,
-                url,
+                _as_it_is(url),
                 params=request.query,
                 headers=headers,
                 json=request.json,
                 allow_redirects=False,
                 proxy=proxy,
-                timeout=self._timeout(patience),
+                timeout=_timeout(self.account.connect_timeout, patience),
             ) as response:
                 if response.content.is_eof():
                     # Most replies are here with their headers; a clock for each would be a task for each.
@@ -304,6 +298,17 @@ async def pooled(account: GatewayAccount, max_body: int = MAX_BODY) -> AsyncIter
         if pool.users == 0 and pools.get(key) is pool:
             del pools[key]
             await asyncio.shield(pool.transport.close())
+
+
+@lru_cache
+def _timeout(connect_seconds: float, read_seconds: float | None) -> aiohttp.ClientTimeout:
+    # Waiting for a place in the pool is not the gateway's slowness: only the connection has a limit.
+    return aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds, sock_read=read_seconds)
+
+
+def _as_it_is(url: str) -> URL:
+    """Return an address whose path is made of plain segments: there is nothing to encode, in none of thousand polls."""
+    return URL(url, encoded=True)
 
 
 def _reason(error: BaseException) -> str:

@@ -194,7 +194,7 @@ def test_the_list_can_be_of_one_dag(start: Start, fal: Fal, kept: Callable[..., 
     assert fal("jobs", "-o", "json", "--run-id", "r2").json == []
 
 
-def a_night_under_way(place: str) -> BatchTask:
+def a_batch_under_way(place: str) -> BatchTask:
     """Run a batch until it waits in the triggerer; return its task."""
     task = BatchTask(place, requests=table(3), **MODES["deferrable"])
     with pytest.raises(TaskDeferred):
@@ -202,12 +202,12 @@ def a_night_under_way(place: str) -> BatchTask:
     return task
 
 
-def test_a_night_under_way_is_listed_row_by_row_under_its_dag_and_run(
+def test_a_batch_under_way_is_listed_row_by_row_under_its_dag_and_run(
     start: Start, fal: Fal, kept: Callable[..., None], place: str
 ) -> None:
     start(stuck=True)
-    night = a_night_under_way(f"{place}/night")
-    kept(night.store.texts[BATCH_KEY], task_id="batch", map_index=2, key=BATCH_KEY)
+    batch = a_batch_under_way(f"{place}/night")
+    kept(batch.store.texts[BATCH_KEY], task_id="batch", map_index=2, key=BATCH_KEY)
     kept(record(Phase.SUBMITTED, a_job()))
     done = fal("jobs", "-o", "json")
     assert done.code == 0, done.err
@@ -223,16 +223,16 @@ def test_a_night_under_way_is_listed_row_by_row_under_its_dag_and_run(
     assert fal("jobs", "-o", "json", "--dag-id", "other").json == []
 
 
-def test_a_night_is_listed_between_two_tries_and_by_what_each_of_its_stores_still_has(
+def test_a_batch_is_listed_between_two_tries_and_by_what_each_of_its_stores_still_has(
     start: Start, fal: Fal, kept: Callable[..., None], tmp_path: Path
 ) -> None:
     """A new try begins without XComs; a clear may empty the task state store. One of the two is there."""
     start(stuck=True)
-    night = a_night_under_way((tmp_path / "night").as_uri())
-    path = night.xcoms["manifest_path"]
+    batch = a_batch_under_way((tmp_path / "night").as_uri())
+    path = batch.xcoms["manifest_path"]
     kept(path, task_id="batch", key=MANIFEST_KEY)
     assert len(fal("jobs", "-o", "json").json) == 3
-    kept(night.store.texts[BATCH_KEY], task_id="batch", key=BATCH_KEY)
+    kept(batch.store.texts[BATCH_KEY], task_id="batch", key=BATCH_KEY)
     # A task that reads the manifest names it, too.
     kept(path, task_id="publish", key=MANIFEST_KEY)
     listed = fal("jobs", "-o", "json").json
@@ -249,13 +249,13 @@ def test_a_landings_manifest_is_no_batch(
 
 
 @pytest.mark.parametrize("broken", ["gone", "garbled", "kept elsewhere"])
-def test_a_night_whose_journal_cannot_be_read_is_listed_as_such_and_fails_the_verb(
+def test_a_batch_whose_journal_cannot_be_read_is_listed_as_such_and_fails_the_verb(
     start: Start, fal: Fal, kept: Callable[..., None], tmp_path: Path, broken: str
 ) -> None:
     start(stuck=True)
-    night = a_night_under_way((tmp_path / "night").as_uri())
+    batch = a_batch_under_way((tmp_path / "night").as_uri())
     kept(record(Phase.SUBMITTED, a_job()))
-    value = night.store.texts[BATCH_KEY]
+    value = batch.store.texts[BATCH_KEY]
     if broken == "gone":
         (tmp_path / "night" / "manifest.journal").rename(tmp_path / "elsewhere")
     elif broken == "garbled":

@@ -224,8 +224,8 @@ def size_of(folder: ObjectStoragePath, kind: str) -> int:
     return sum(folder.fs.size(name) for name in folder.fs.find(below))
 
 
-def a_night(folder: ObjectStoragePath, rows: int) -> float:
-    """Write the journal of a night that opens it anew for each ten rows; return the bytes of a row."""
+def a_batch(folder: ObjectStoragePath, rows: int) -> float:
+    """Write the journal of a batch that opens it anew for each ten rows; return the bytes of a row."""
     journal = Journal.opened(folder, OWNER)
     for first in range(0, rows, 5):
         journal.write([submitted(f"{number:05}") for number in range(first, first + 5)])
@@ -235,12 +235,12 @@ def a_night(folder: ObjectStoragePath, rows: int) -> float:
     return sum(size_of(folder, kind) for kind in ("openings", "segments", "snapshots")) / rows
 
 
-def test_the_journal_of_a_long_night_is_no_longer_by_the_row_than_that_of_a_short_one(
+def test_the_journal_of_a_long_batch_is_no_longer_by_the_row_than_that_of_a_short_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(journals, "SEGMENTS_PER_SNAPSHOT", 4)
     folders = [ObjectStoragePath(f"file://{tmp_path}/{rows}.journal") for rows in (100, 600)]
-    short, long = a_night(folders[0], 100), a_night(folders[1], 600)
+    short, long = a_batch(folders[0], 100), a_batch(folders[1], 600)
     assert long < 1.3 * short
     newest = max((folders[1] / "snapshots").iterdir(), key=lambda path: path.name)
     assert size_of(folders[1], "snapshots") < 3 * len(newest.read_bytes())

@@ -126,7 +126,7 @@ def prompts(emulator: Emulator) -> list[str]:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_night_is_paid_once_each_and_every_row_is_accounted_for(
+def test_a_batch_is_paid_once_each_and_every_row_is_accounted_for(
     start: Start, place: str, mode: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     emulator = start(run_seconds=2.0)
@@ -168,7 +168,7 @@ def test_where_the_batch_is_is_known_before_anything_is_posted(
     assert task.store.get(BATCH_KEY) == {"manifest_path": f"{task.place}/manifest.jsonl"}
 
 
-def test_nothing_is_posted_by_a_retry_of_a_night_that_was_delivered(start: Start, anywhere: New) -> None:
+def test_nothing_is_posted_by_a_retry_of_a_batch_that_was_delivered(start: Start, anywhere: New) -> None:
     emulator = start(**SHORT)
     task = anywhere(requests=table(3))
     made = task.run()
@@ -591,7 +591,7 @@ def test_arguments_that_do_not_fit_the_schema_are_named_by_row_before_anything_i
     assert emulator.requests() == []
 
 
-def test_a_night_larger_than_meant_is_refused(start: Start, blocking: New) -> None:
+def test_a_batch_larger_than_meant_is_refused(start: Start, blocking: New) -> None:
     emulator = start()
     with pytest.raises(FalInputError, match="max_jobs=2"):
         blocking(max_jobs=2).run()
@@ -1477,7 +1477,7 @@ def test_lineage_leads_from_the_table_to_the_folder_and_the_manifest(
     assert KEY not in str(lineage)
 
 
-def test_a_night_that_failed_has_the_lineage_of_what_it_landed(start: Start, blocking: New) -> None:
+def test_a_batch_that_failed_has_the_lineage_of_what_it_landed(start: Start, blocking: New) -> None:
     from airflow.providers.openlineage.extractors.base import DefaultExtractor
 
     start(faults=["job match=000 failure=refused"])

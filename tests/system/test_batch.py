@@ -1,4 +1,4 @@
-"""A night in one task on a real scheduler and triggerer, with what it needs killed under it; posts are counted."""
+"""A batch on a real scheduler and triggerer, with what it needs killed under it; posts are counted."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from PIL import Image
 
 from airflow_provider_uniapi_fal.emulator.running import Emulator, EmulatorProcess
 from demo.local_airflow import LocalAirflow
+from tests.system.batch_runs import BatchRun
 from tests.system.conftest import KEY
-from tests.system.nights import Night
 from tests.system.waiting import eventually
 
 if TYPE_CHECKING:
@@ -28,45 +28,45 @@ pytestmark = [pytest.mark.system, pytest.mark.timeout(300)]
 DAGS = Path(__file__).parent / "dags"
 
 
-Begun = Callable[..., Night]
+Begun = Callable[..., BatchRun]
 
 
 @pytest.fixture
-def night(airflow: LocalAirflow, emulator: Emulator, tmp_path: Path) -> Begun:
-    return lambda dag_id, name: Night(airflow, emulator, dag_id, tmp_path, name)
+def batch_run(airflow: LocalAirflow, emulator: Emulator, tmp_path: Path) -> Begun:
+    return lambda dag_id, name: BatchRun(airflow, emulator, dag_id, tmp_path, name)
 
 
-def test_a_night_defers_lands_and_is_paid_once_each(night: Begun, airflow: LocalAirflow) -> None:
-    tonight = night("batch_deferred", "A quiet night")
-    tonight.emulator.add_fault(fault="job", match="A quiet night 003", flagged=True)
-    tonight.begin()
-    airflow.wait_for_task(tonight.dag_id, tonight.run_id, "batch", "deferred")
+def test_a_batch_defers_lands_and_is_paid_once_each(batch_run: Begun, airflow: LocalAirflow) -> None:
+    batch = batch_run("batch_deferred", "A quiet night")
+    batch.emulator.add_fault(fault="job", match="A quiet night 003", flagged=True)
+    batch.begin()
+    airflow.wait_for_task(batch.dag_id, batch.run_id, "batch", "deferred")
     [(kwargs,)] = airflow.query("SELECT kwargs FROM trigger WHERE classpath LIKE '%FalBatchTrigger'")[:1] or [
         ("",)
     ]
     assert "A quiet night" not in str(kwargs)
-    # The gallery finds a night before it is over.
-    path = airflow.xcom(tonight.dag_id, tonight.run_id, "batch", key="manifest_path")
-    assert path == (tonight.place / "night" / "manifest.jsonl").as_uri()
-    links = airflow.links(tonight.dag_id, tonight.run_id, "batch")
-    assert tonight.end() == "success"
-    assert tonight.posts() == 8
-    assert tonight.tries() == 1
-    rows = tonight.assert_all_is_whole(8)
+    # The gallery finds a batch before it is over.
+    path = airflow.xcom(batch.dag_id, batch.run_id, "batch", key="manifest_path")
+    assert path == (batch.place / "night" / "manifest.jsonl").as_uri()
+    links = airflow.links(batch.dag_id, batch.run_id, "batch")
+    assert batch.end() == "success"
+    assert batch.posts() == 8
+    assert batch.tries() == 1
+    rows = batch.assert_all_is_whole(8)
     assert [row.outcome for row in rows].count("succeeded") == 7
     assert rows[3].outcome == "flagged"
-    made = airflow.xcom(tonight.dag_id, tonight.run_id, "batch")
-    assert made["counts"] == tonight.manifest().counts
+    made = airflow.xcom(batch.dag_id, batch.run_id, "batch")
+    assert made["counts"] == batch.manifest().counts
     assert [place for place in airflow.places_with("A quiet night") if ".log" in place] == []
-    assert airflow.links(tonight.dag_id, tonight.run_id, "batch") == links
-    assert_the_gallery_shows(tonight, links, rows)
+    assert airflow.links(batch.dag_id, batch.run_id, "batch") == links
+    assert_the_gallery_shows(batch, links, rows)
 
 
 def assert_the_gallery_shows(
-    night: Night, links: dict[str, str | None], rows: tuple[ManifestRow, ...]
+    batch: BatchRun, links: dict[str, str | None], rows: tuple[ManifestRow, ...]
 ) -> None:
     """What a real task has pushed and written is what a user who has logged in gets to see."""
-    airflow = night.airflow
+    airflow = batch.airflow
     with requests.Session() as session:
         session.trust_env = False
         assert session.get(str(links["Media"]), timeout=30).status_code == 401
@@ -74,16 +74,16 @@ def assert_the_gallery_shows(
         token = session.post(f"{airflow.url}/auth/token", json=body, timeout=30).json()["access_token"]
         # As a browser has it.
         session.cookies.set("_token", token)
-        gallery = f"{airflow.url}/fal-media/dags/{night.dag_id}/runs/{quote(night.run_id, safe='')}"
+        gallery = f"{airflow.url}/fal-media/dags/{batch.dag_id}/runs/{quote(batch.run_id, safe='')}"
         for page in (links["Media"], gallery, f"{airflow.url}/fal-media/"):
             shown = session.get(str(page), timeout=60)
             assert shown.status_code == 200
-            assert night.dag_id in shown.text
+            assert batch.dag_id in shown.text
         task = session.get(str(links["Media"]), timeout=60).text
         assert [row.key for row in rows if f'"key">{row.key}<' in task] == [row.key for row in rows]
         assert "badge flagged" in task
         manifest = session.get(str(links["Manifest"]), timeout=30).content
-        assert manifest == (night.place / "night" / "manifest.jsonl").read_bytes()
+        assert manifest == (batch.place / "night" / "manifest.jsonl").read_bytes()
         file = f"{links['Media']}/rows/0/files/0"
         media = session.get(f"{file}/media", timeout=30)
         assert hashlib.sha256(media.content).hexdigest() == rows[0].files[0].sha256
@@ -92,73 +92,73 @@ def assert_the_gallery_shows(
         assert Image.open(io.BytesIO(thumbnail.content)).size == (64, 48)
 
 
-def test_a_worker_killed_while_submitting_leaves_one_wave_unknown_at_most(night: Begun) -> None:
-    tonight = night("batch_blocking", "Killed while submitting")
+def test_a_worker_killed_while_submitting_leaves_one_wave_unknown_at_most(batch_run: Begun) -> None:
+    batch = batch_run("batch_blocking", "Killed while submitting")
     # The second wave of 50 stands at the gateway when the worker dies.
-    tonight.emulator.add_fault(fault="slow", on="submit", match="Killed while submitting 07", seconds=8)
-    tonight.begin(80)
-    eventually(lambda: len(tonight.jobs()) > 60, 60)
-    tonight.kill_worker()
-    assert tonight.end() == "failed"
-    assert tonight.tries() == 2
-    rows = tonight.assert_all_is_whole(80)
+    batch.emulator.add_fault(fault="slow", on="submit", match="Killed while submitting 07", seconds=8)
+    batch.begin(80)
+    eventually(lambda: len(batch.jobs()) > 60, 60)
+    batch.kill_worker()
+    assert batch.end() == "failed"
+    assert batch.tries() == 2
+    rows = batch.assert_all_is_whole(80)
     unknown = [row.key for row in rows if row.outcome == "unknown"]
     assert 1 <= len(unknown) <= 30
     assert set(unknown) <= {f"{n:03}" for n in range(50, 80)}
     assert len(unknown) + sum(row.outcome == "succeeded" for row in rows) == 80
     # None of those was posted again: no prompt was accepted twice.
-    prompts = [job["prompt"] for job in tonight.jobs()]
-    assert len(prompts) == len(set(prompts)) == tonight.posts() <= 80
+    prompts = [job["prompt"] for job in batch.jobs()]
+    assert len(prompts) == len(set(prompts)) == batch.posts() <= 80
 
 
 @pytest.mark.slow
-def test_a_worker_killed_while_it_waits_takes_up_the_same_jobs(night: Begun) -> None:
-    tonight = night("batch_blocking", "Killed while waiting")
-    tonight.begin()
-    eventually(lambda: len(tonight.jobs()) == 8 and all(j["calls"]["status"] for j in tonight.jobs()), 60)
-    tonight.kill_worker()
-    assert tonight.end() == "success"
-    assert (tonight.posts(), tonight.tries()) == (8, 2)
-    assert {row.outcome for row in tonight.assert_all_is_whole(8)} == {"succeeded"}
+def test_a_worker_killed_while_it_waits_takes_up_the_same_jobs(batch_run: Begun) -> None:
+    batch = batch_run("batch_blocking", "Killed while waiting")
+    batch.begin()
+    eventually(lambda: len(batch.jobs()) == 8 and all(j["calls"]["status"] for j in batch.jobs()), 60)
+    batch.kill_worker()
+    assert batch.end() == "success"
+    assert (batch.posts(), batch.tries()) == (8, 2)
+    assert {row.outcome for row in batch.assert_all_is_whole(8)} == {"succeeded"}
 
 
 @pytest.mark.slow
-def test_a_worker_killed_while_landing_lands_the_rest(night: Begun) -> None:
-    tonight = night("batch_deferred", "Killed while landing")
-    tonight.emulator.add_fault(fault="slow", on="media", match="Killed while landing 00", seconds=4)
-    tonight.begin(24)
-    eventually(lambda: bool(tonight.landed()), 90)
-    tonight.kill_worker()
-    assert tonight.end() == "success"
-    assert (tonight.posts(), tonight.tries()) == (24, 2)
-    assert {row.outcome for row in tonight.assert_all_is_whole(24)} == {"succeeded"}
+def test_a_worker_killed_while_landing_lands_the_rest(batch_run: Begun) -> None:
+    batch = batch_run("batch_deferred", "Killed while landing")
+    batch.emulator.add_fault(fault="slow", on="media", match="Killed while landing 00", seconds=4)
+    batch.begin(24)
+    eventually(lambda: bool(batch.landed()), 90)
+    batch.kill_worker()
+    assert batch.end() == "success"
+    assert (batch.posts(), batch.tries()) == (24, 2)
+    assert {row.outcome for row in batch.assert_all_is_whole(24)} == {"succeeded"}
 
 
 @pytest.mark.slow
-def test_a_batch_outlives_its_triggerer(night: Begun, airflow: LocalAirflow) -> None:
-    tonight = night("batch_deferred", "The triggerer of the batch dies")
-    tonight.emulator.add_fault(fault="job", match="triggerer of the batch dies", run_seconds=20)
-    tonight.begin()
-    airflow.wait_for_task(tonight.dag_id, tonight.run_id, "batch", "deferred")
-    eventually(lambda: all(job["calls"]["status"] >= 2 for job in tonight.jobs()), 60)
+def test_a_batch_outlives_its_triggerer(batch_run: Begun, airflow: LocalAirflow) -> None:
+    batch = batch_run("batch_deferred", "The triggerer of the batch dies")
+    batch.emulator.add_fault(fault="job", match="triggerer of the batch dies", run_seconds=20)
+    batch.begin()
+    airflow.wait_for_task(batch.dag_id, batch.run_id, "batch", "deferred")
+    eventually(lambda: all(job["calls"]["status"] >= 2 for job in batch.jobs()), 60)
     airflow.kill("triggerer")
     airflow.restart("triggerer")
-    assert tonight.end() == "success"
-    assert (tonight.posts(), tonight.tries()) == (8, 1)
-    assert {row.outcome for row in tonight.assert_all_is_whole(8)} == {"succeeded"}
-    assert all(job["calls"]["cancel"] == 0 for job in tonight.jobs())
+    assert batch.end() == "success"
+    assert (batch.posts(), batch.tries()) == (8, 1)
+    assert {row.outcome for row in batch.assert_all_is_whole(8)} == {"succeeded"}
+    assert all(job["calls"]["cancel"] == 0 for job in batch.jobs())
 
 
 @pytest.mark.long
-def test_marking_a_deferred_batch_failed_cancels_its_jobs(night: Begun, airflow: LocalAirflow) -> None:
-    tonight = night("batch_deferred", "Marked failed")
-    tonight.emulator.add_fault(fault="job", match="Marked failed", stuck=True)
-    tonight.begin()
-    airflow.wait_for_task(tonight.dag_id, tonight.run_id, "batch", "deferred")
-    eventually(lambda: all(job["calls"]["status"] >= 1 for job in tonight.jobs()), 60)
-    airflow.set_task_state(tonight.dag_id, tonight.run_id, "batch", "failed")
-    eventually(lambda: all(job["cancelled"] for job in tonight.jobs()), 30)
-    assert tonight.posts() == 8
+def test_marking_a_deferred_batch_failed_cancels_its_jobs(batch_run: Begun, airflow: LocalAirflow) -> None:
+    batch = batch_run("batch_deferred", "Marked failed")
+    batch.emulator.add_fault(fault="job", match="Marked failed", stuck=True)
+    batch.begin()
+    airflow.wait_for_task(batch.dag_id, batch.run_id, "batch", "deferred")
+    eventually(lambda: all(job["calls"]["status"] >= 1 for job in batch.jobs()), 60)
+    airflow.set_task_state(batch.dag_id, batch.run_id, "batch", "failed")
+    eventually(lambda: all(job["cancelled"] for job in batch.jobs()), 30)
+    assert batch.posts() == 8
 
 
 @pytest.fixture
@@ -185,12 +185,12 @@ def test_a_batch_outlives_its_gateway(
     restarting: tuple[LocalAirflow, EmulatorProcess], tmp_path: Path
 ) -> None:
     own, gateway = restarting
-    tonight = Night(own, gateway, "batch_deferred", tmp_path, "The gateway restarts")
-    tonight.begin()
-    own.wait_for_task(tonight.dag_id, tonight.run_id, "batch", "deferred")
-    eventually(lambda: all(job["calls"]["status"] >= 1 for job in tonight.jobs()), 60)
+    batch = BatchRun(own, gateway, "batch_deferred", tmp_path, "The gateway restarts")
+    batch.begin()
+    own.wait_for_task(batch.dag_id, batch.run_id, "batch", "deferred")
+    eventually(lambda: all(job["calls"]["status"] >= 1 for job in batch.jobs()), 60)
     gateway.kill()
     gateway.restart()
-    assert tonight.end() == "success"
-    assert (tonight.posts(), tonight.tries()) == (8, 1)
-    assert {row.outcome for row in tonight.assert_all_is_whole(8)} == {"succeeded"}
+    assert batch.end() == "success"
+    assert (batch.posts(), batch.tries()) == (8, 1)
+    assert {row.outcome for row in batch.assert_all_is_whole(8)} == {"succeeded"}

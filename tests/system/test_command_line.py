@@ -44,7 +44,7 @@ def test_a_job_is_listed_by_its_dag_and_run_while_it_is_live_and_not_after(
     assert [row["state"] for row in jobs(airflow, run_id, "--all")] == ["succeeded"]
 
 
-def test_the_jobs_of_a_night_under_way_are_listed_row_by_row(
+def test_the_jobs_of_a_batch_under_way_are_listed_row_by_row(
     airflow: LocalAirflow, emulator: Emulator, tmp_path: Path
 ) -> None:
     dag_id, name = "batch_deferred", "A night that is looked after"

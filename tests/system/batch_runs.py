@@ -1,4 +1,4 @@
-"""A night in one task on a real Airflow, as the tests follow it."""
+"""A batch on a real Airflow, as the tests follow it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from demo.local_airflow import LocalAirflow
 
 
-class Night:
+class BatchRun:
     """One run of a batch, known by what its prompts begin with."""
 
     def __init__(

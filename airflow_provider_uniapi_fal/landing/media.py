@@ -35,6 +35,8 @@ from airflow_provider_uniapi_fal.landing.storage import (
     size_of,
     spool,
 )
+from airflow_provider_uniapi_fal.protocol.arguments import at_least_one
+from airflow_provider_uniapi_fal.protocol.checking import check_fields
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.transport.media import Fetched, MediaError, MediaFetcher
 
@@ -69,6 +71,7 @@ class Limits:
     max_seconds: float = 3600.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in self.__dataclass_fields__:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0")
@@ -118,11 +121,9 @@ class Lander:
     def __init__(
         self, account: GatewayAccount, *, limits: Limits | None = None, parallel: int = PARALLEL
     ) -> None:
-        if parallel < 1:
-            raise ValueError("parallel must be at least 1")
         self._account = account
         self._limits = limits or Limits()
-        self._parallel = parallel
+        self._parallel = at_least_one("parallel", parallel)
         self._fetcher = MediaFetcher(
             account,
             max_bytes=self._limits.max_bytes,

@@ -34,6 +34,7 @@ from airflow_provider_uniapi_fal.landing.rows import (
 )
 from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS, push_links
 from airflow_provider_uniapi_fal.mapping import CheckedWhenMapped
+from airflow_provider_uniapi_fal.protocol.arguments import at_least_one
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.reporting import MANIFEST_KEY, failure_in_xcom, tell_assets
@@ -125,8 +126,6 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
     ) -> None:
         super().__init__(**kwargs)
         self._limits = Limits(max_bytes=max_bytes, max_files=max_files, max_pixels=max_pixels)
-        if parallel < 1:
-            raise ValueError("parallel must be at least 1")
         # Templates and XComs are values by the time that execute() looks.
         self.result: Any = result
         self.destination: Any = destination
@@ -138,7 +137,7 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
         self.max_bytes = max_bytes
         self.max_files = max_files
         self.max_pixels = max_pixels
-        self.parallel = parallel
+        self.parallel = at_least_one("parallel", parallel)
         self._moved = lineage.Moved()
 
     def execute(self, context: Context) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import json
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -263,13 +264,16 @@ def test_what_is_no_manifest_is_refused(start: Start, tmp_path: Path, content: b
 
 
 @pytest.mark.parametrize("name", ["max_bytes", "max_files", "max_pixels", "parallel"])
-def test_a_limit_that_lets_nothing_through_is_refused_when_the_dag_is_parsed(name: str) -> None:
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, math.nan, math.inf, "8", None])
+def test_a_limit_that_is_no_whole_number_above_zero_is_refused_when_the_dag_is_parsed(
+    name: str, value: Any
+) -> None:
     with pytest.raises(ValueError, match=name):
         FalToObjectStorageOperator(
             task_id="land",
             result={},
             destination="file:///tmp",
-            **{name: 0},  # type: ignore[arg-type]
+            **{name: value},
         )
 
 

@@ -107,6 +107,8 @@ async def land_rows(
 
     :param results: by key, what :func:`results_again` found
     """
+    # In the folder that rows come from, none may take the place of what is still to be copied.
+    lander.remember(file for row in rows for file in row.files)
 
     async def one(row: ManifestRow) -> LandedRow:
         names = place.names(row.key, model=row.model, seed=row.seed, request_id=row.request_id)

@@ -66,7 +66,7 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
     written twice.
 
     A file of the same name and other bytes that an earlier landing left is replaced. Two files of one landing
-    never share a name: the second gets a part of its hash into its name.
+    never share a name, nor does a file take that of a manifest: the second gets a part of its hash into its name.
 
     With ``outlets``, the event of each asset carries ``{"manifest_path", "counts"}`` as its extra.
 
@@ -221,7 +221,7 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
         self, work: JobResult | _GivenManifest, place: Place, target: ObjectStoragePath | None
     ) -> list[LandedRow]:
         if isinstance(work, _GivenManifest):
-            return self._landed_rows(work, place)
+            return self._landed_rows(work, place, target)
         name = work.handle.request_id if self.name is None else self.name
         check_name(name)
         already = () if target is None else _landed_before(target, work.handle.request_id)
@@ -229,11 +229,14 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
         async def run() -> list[LandedRow]:
             account = FalHook(work.handle.fal_conn_id).account
             async with Lander(account, limits=self._limits, parallel=self.parallel) as lander:
+                lander.reserve(_both_parts(target))
                 return [await land_result(lander, work, place, key=name, already=already)]
 
         return asyncio.run(run())
 
-    def _landed_rows(self, given: _GivenManifest, place: Place) -> list[LandedRow]:
+    def _landed_rows(
+        self, given: _GivenManifest, place: Place, target: ObjectStoragePath | None
+    ) -> list[LandedRow]:
         rows = given.manifest.rows
         results = results_again(rows, self.fal_conn_id)
         conn_id = self.fal_conn_id or next((row.fal_conn_id for row in rows), DEFAULT_CONN_ID)
@@ -241,6 +244,7 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
 
         async def run() -> list[LandedRow]:
             async with Lander(account, limits=self._limits, parallel=self.parallel) as lander:
+                lander.reserve((*_both_parts(target), *_both_parts(given.path)))
                 return await land_rows(lander, rows, results, place)
 
         return asyncio.run(run())
@@ -291,6 +295,11 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
             self.log.info(
                 "%s: %s bytes, %s, sha256 %s", file.path, file.bytes, file.content_type, file.sha256
             )
+
+
+def _both_parts(manifest: ObjectStoragePath | None) -> tuple[str, ...]:
+    """Return where a manifest and its summary lie, whose places no media may take."""
+    return () if manifest is None else (str(manifest), str(summary_path(manifest)))
 
 
 def _landed_before(target: ObjectStoragePath, request_id: str) -> tuple[LandedFile, ...]:

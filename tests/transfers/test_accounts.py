@@ -171,6 +171,17 @@ def landed_before(store: Store) -> tuple[Manifest, ObjectStoragePath]:
     return manifest, path
 
 
+def landed_row(store: Store, key: str, *, folder: str = "night", **arguments: Any) -> ManifestRow:
+    """Land a result of its own; return its row."""
+    result = as_json(finished(prompt=f"{PROMPT} {key}", output_format="png", **arguments).to_json())
+    place, account = str(store.path / folder), store.path / f"{key}.jsonl"
+    operator(result, store, name=key, destination=place, manifest_path=str(account)).execute(
+        context_of(Task())
+    )
+    [row] = read_manifest(account).rows
+    return row
+
+
 def test_a_manifest_is_landed_elsewhere_with_all_its_rows(start: Start, store: Store) -> None:
     emulator = start()
     source, path = landed_before(store)
@@ -215,6 +226,44 @@ def test_a_manifest_whose_files_were_damaged_is_landed_but_for_those(start: Star
         "a": "failed",
         "b": "succeeded",
     }
+
+
+def test_no_file_takes_the_place_of_its_manifest(start: Start, store: Store) -> None:
+    start()
+    result = as_json(finished(output_format="png").to_json())
+    path = store.path / "media" / "a.png"
+    operator(result, store, name="a", manifest_path=str(path)).execute(context_of(Task()))
+    [row] = read_manifest(path).rows
+    [file] = row.files
+    assert file.path == str(store.path / "media" / f"a-{file.sha256[:8]}.png")
+    assert [check.problem for check in verify_files(read_manifest(path))] == [None]
+
+
+@pytest.mark.parametrize("named", ["source", "target"])
+def test_no_copied_file_takes_the_place_of_a_manifest(start: Start, store: Store, named: str) -> None:
+    start()
+    row = landed_row(store, "a")
+    odd, plain = store.path / "media" / "a.png", store.path / "media" / "manifest.jsonl"
+    source, target = (odd, plain) if named == "source" else (plain, odd)
+    write_manifest(Manifest((row,)), source)
+    operator(str(source), store, manifest_path=str(target)).execute(context_of(Task()))
+    assert read_manifest(source).rows == (row,)
+    assert [check.problem for check in verify_files(read_manifest(target))] == [None]
+    [file] = read_manifest(target).rows[0].files
+    assert file.path.endswith(f"a-{file.sha256[:8]}.png")
+
+
+def test_no_copied_file_takes_the_place_of_one_that_is_still_to_be_copied(start: Start, store: Store) -> None:
+    start()
+    night, path = store.path / "night", store.path / "night" / "manifest.jsonl"
+    rows = (landed_row(store, "a", num_images=2, folder="made"), landed_row(store, "a-1"))
+    write_manifest(Manifest(rows), path)
+    there = (night / "a-1.png").read_bytes()
+    operator(str(path), store, destination=str(night), manifest_path=str(night / "other.jsonl")).execute(
+        context_of(Task())
+    )
+    assert (night / "a-1.png").read_bytes() == there
+    assert [check.problem for check in verify_files(read_manifest(night / "other.jsonl"))] == [None] * 3
 
 
 def test_a_manifest_is_not_landed_onto_itself(start: Start, store: Store) -> None:

@@ -229,7 +229,12 @@ class Lander:
         )
 
     async def copy(
-        self, files: Sequence[LandedFile], destination: ObjectStoragePath, names: Names
+        self,
+        files: Sequence[LandedFile],
+        destination: ObjectStoragePath,
+        names: Names,
+        *,
+        places: Sequence[str] = (),
     ) -> Landing:
         """
         Copy files that were landed before to another place in storage, and prove each by its checksum.
@@ -237,18 +242,21 @@ class Lander:
         :param files: files of one result, as a manifest names them
         :param destination: folder in storage
         :param names: how they are called there
+        :param places: where all files of the result have their places in it, if there are others: they are counted,
+            too, so that each file has the name that :meth:`land` gives it
         :return: what has been copied, and the error of the first that could not be
         """
         try:
             names.check()
         except FalError as error:
             return Landing(error=error)
+        places = list(dict.fromkeys((*places, *(file.where for file in files))))
         return await self._each(
             partial(
                 self._in_thread,
-                partial(self._from_storage, file, index, len(files), destination, names),
+                partial(self._from_storage, file, places.index(file.where), len(places), destination, names),
             )
-            for index, file in enumerate(files)
+            for file in files
         )
 
     def _check_count(self, result: JobResult) -> None:

@@ -35,6 +35,8 @@ from airflow_provider_uniapi_fal.landing.storage import (
     size_of,
     spool,
 )
+from airflow_provider_uniapi_fal.protocol.arguments import at_least_one
+from airflow_provider_uniapi_fal.protocol.checking import check_fields
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.transport.media import Fetched, MediaError, MediaFetcher
 
@@ -69,6 +71,7 @@ class Limits:
     max_seconds: float = 3600.0
 
     def __post_init__(self) -> None:
+        check_fields(self)
         for name in self.__dataclass_fields__:
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be more than 0")
@@ -118,11 +121,9 @@ class Lander:
     def __init__(
         self, account: GatewayAccount, *, limits: Limits | None = None, parallel: int = PARALLEL
     ) -> None:
-        if parallel < 1:
-            raise ValueError("parallel must be at least 1")
         self._account = account
         self._limits = limits or Limits()
-        self._parallel = parallel
+        self._parallel = at_least_one("parallel", parallel)
         self._fetcher = MediaFetcher(
             account,
             max_bytes=self._limits.max_bytes,
@@ -228,7 +229,12 @@ class Lander:
         )
 
     async def copy(
-        self, files: Sequence[LandedFile], destination: ObjectStoragePath, names: Names
+        self,
+        files: Sequence[LandedFile],
+        destination: ObjectStoragePath,
+        names: Names,
+        *,
+        places: Sequence[str] = (),
     ) -> Landing:
         """
         Copy files that were landed before to another place in storage, and prove each by its checksum.
@@ -236,18 +242,21 @@ class Lander:
         :param files: files of one result, as a manifest names them
         :param destination: folder in storage
         :param names: how they are called there
+        :param places: where all files of the result have their places in it, if there are others: they are counted,
+            too, so that each file has the name that :meth:`land` gives it
         :return: what has been copied, and the error of the first that could not be
         """
         try:
             names.check()
         except FalError as error:
             return Landing(error=error)
+        places = list(dict.fromkeys((*places, *(file.where for file in files))))
         return await self._each(
             partial(
                 self._in_thread,
-                partial(self._from_storage, file, index, len(files), destination, names),
+                partial(self._from_storage, file, places.index(file.where), len(places), destination, names),
             )
-            for index, file in enumerate(files)
+            for file in files
         )
 
     def _check_count(self, result: JobResult) -> None:

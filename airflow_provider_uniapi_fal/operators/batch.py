@@ -27,7 +27,13 @@ from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, Try
 from airflow_provider_uniapi_fal.ledger.task_state import keep_batch
 from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS, push_links
 from airflow_provider_uniapi_fal.mapping import CheckedWhenMapped
-from airflow_provider_uniapi_fal.protocol.arguments import both_clocks, one_of, seconds, seconds_or_none
+from airflow_provider_uniapi_fal.protocol.arguments import (
+    at_least_one,
+    both_clocks,
+    one_of,
+    seconds,
+    seconds_or_none,
+)
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
 from airflow_provider_uniapi_fal.reporting import MANIFEST_KEY, failure_in_xcom, tell_assets
@@ -204,8 +210,7 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
             *((name, n) for name, n in (("max_unfinished", max_unfinished),) if n is not None),
             *((name, n) for name, n in (("max_jobs", max_jobs),) if n is not None),
         ):
-            if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-                raise ValueError(f"{name} must be a whole number of at least 1, not {count!r}")
+            at_least_one(name, count)
         if isinstance(min_success_ratio, bool) or not 0 <= min_success_ratio <= 1:
             raise ValueError(f"min_success_ratio must be from 0 to 1, not {min_success_ratio!r}")
         if rate_limit is not None and (isinstance(rate_limit, bool) or not 0 < rate_limit < 1e6):

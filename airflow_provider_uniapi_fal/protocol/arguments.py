@@ -73,6 +73,18 @@ def one_of(name: str, value: Word, words: Sequence[Word]) -> Word:
     return value
 
 
+def at_least_one(name: str, value: object) -> int:
+    """
+    Return how many of something a setting allows, a whole number.
+
+    :raises ValueError: if it allows none, or is no whole number, naming the setting
+    """
+    # A truth value is a whole number to Python only.
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} must be a whole number of at least 1, not {value!r}")
+    return value
+
+
 def seconds(name: str, value: object, *, or_zero: bool = False) -> float:
     """
     Return a time-out or an interval as a number of seconds.

@@ -28,12 +28,14 @@ from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE
 from airflow_provider_uniapi_fal.landing.rows import (
     LandedRow,
     Place,
+    foremost,
     land_result,
     land_rows,
     results_again,
 )
 from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS, push_links
 from airflow_provider_uniapi_fal.mapping import CheckedWhenMapped
+from airflow_provider_uniapi_fal.protocol.arguments import at_least_one
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 from airflow_provider_uniapi_fal.reporting import MANIFEST_KEY, failure_in_xcom, tell_assets
@@ -65,13 +67,13 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
     written twice.
 
     A file of the same name and other bytes that an earlier landing left is replaced. Two files of one landing
-    never share a name: the second gets a part of its hash into its name.
+    never share a name, nor does a file take that of a manifest: the second gets a part of its hash into its name.
 
     With ``outlets``, the event of each asset carries ``{"manifest_path", "counts"}`` as its extra.
 
     :param result: what ``FalQueueSensor`` returned (templated); or a handle, whose result is then fetched; or the
-        path of a manifest, whose files are copied, and whose rows without files are landed if the gateway has
-        their results by now
+        path of a manifest, whose files are copied, and whose rows without all of theirs are landed if the gateway
+        has their results by now
     :param destination: folder in storage, such as ``s3://bucket/night`` (templated)
     :param name: the key of the result, a file name without suffix (templated; default: the request id). With the
         default template one file becomes ``<name>.<suffix>``, several become ``<name>-<index>.<suffix>``. The
@@ -91,8 +93,11 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
         ``height``, ``flagged``, ``duration``; with a manifest ``{"manifest_path", "summary_path", "counts"}``
     :raises FalInputError: wrong arguments; nothing was copied
     :raises FalResultExpired: a file is not there any more; the job may have been billed
-    :raises FalProtocolError: a file cannot be had, is no media file or is beyond a limit; a retry fetches it again.
-        The other files have landed, and the manifest, if there is one, says which
+    :raises FalProtocolError: a file cannot be had, is no media file or is beyond a limit; or the gateway does not say
+        whether it has a result for a row of the manifest. A retry asks for it again. The other files have landed, and
+        the manifest, if there is one, says which
+    :raises FalAuthError: the gateway refuses the key when it is asked for a result
+    :raises FalBalanceError: or the account; the other files have landed, too
     """
 
     template_fields: Sequence[str] = (
@@ -125,8 +130,6 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
     ) -> None:
         super().__init__(**kwargs)
         self._limits = Limits(max_bytes=max_bytes, max_files=max_files, max_pixels=max_pixels)
-        if parallel < 1:
-            raise ValueError("parallel must be at least 1")
         # Templates and XComs are values by the time that execute() looks.
         self.result: Any = result
         self.destination: Any = destination
@@ -138,7 +141,7 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
         self.max_bytes = max_bytes
         self.max_files = max_files
         self.max_pixels = max_pixels
-        self.parallel = parallel
+        self.parallel = at_least_one("parallel", parallel)
         self._moved = lineage.Moved()
 
     def execute(self, context: Context) -> Any:
@@ -157,7 +160,7 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
                 self._say(row.request_id or row.key, row.files)
             told = self._account(context, landed, target)
             self._moved = self._movements(work, rows, place, target)
-            _raise_first([each.error for each in landed if each.error is not None], len(landed))
+            _raise_foremost([each.error for each in landed if each.error is not None], len(landed))
         tell_assets(context, self.outlets, {"manifest_path": told["manifest_path"], "counts": told["counts"]})
         return [file.to_json() for row in rows for file in row.files] if target is None else told
 
@@ -222,7 +225,7 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
         self, work: JobResult | _GivenManifest, place: Place, target: ObjectStoragePath | None
     ) -> list[LandedRow]:
         if isinstance(work, _GivenManifest):
-            return self._landed_rows(work, place)
+            return self._landed_rows(work, place, target)
         name = work.handle.request_id if self.name is None else self.name
         check_name(name)
         already = () if target is None else _landed_before(target, work.handle.request_id)
@@ -230,19 +233,22 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
         async def run() -> list[LandedRow]:
             account = FalHook(work.handle.fal_conn_id).account
             async with Lander(account, limits=self._limits, parallel=self.parallel) as lander:
+                lander.reserve(_both_parts(target))
                 return [await land_result(lander, work, place, key=name, already=already)]
 
         return asyncio.run(run())
 
-    def _landed_rows(self, given: _GivenManifest, place: Place) -> list[LandedRow]:
+    def _landed_rows(
+        self, given: _GivenManifest, place: Place, target: ObjectStoragePath | None
+    ) -> list[LandedRow]:
         rows = given.manifest.rows
-        results = results_again(rows, self.fal_conn_id)
         conn_id = self.fal_conn_id or next((row.fal_conn_id for row in rows), DEFAULT_CONN_ID)
         account = FalHook(conn_id).account
 
         async def run() -> list[LandedRow]:
             async with Lander(account, limits=self._limits, parallel=self.parallel) as lander:
-                return await land_rows(lander, rows, results, place)
+                lander.reserve((*_both_parts(target), *_both_parts(given.path)))
+                return await land_rows(lander, rows, await results_again(rows, self.fal_conn_id), place)
 
         return asyncio.run(run())
 
@@ -294,6 +300,11 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
             )
 
 
+def _both_parts(manifest: ObjectStoragePath | None) -> tuple[str, ...]:
+    """Return where a manifest and its summary lie, whose places no media may take."""
+    return () if manifest is None else (str(manifest), str(summary_path(manifest)))
+
+
 def _landed_before(target: ObjectStoragePath, request_id: str) -> tuple[LandedFile, ...]:
     """Return what the manifest of an earlier try says of this job; nothing if it is not to be had."""
     # It only saves fetching again: what it does not say is fetched, and nothing is paid for that.
@@ -304,11 +315,11 @@ def _landed_before(target: ObjectStoragePath, request_id: str) -> tuple[LandedFi
     return ()
 
 
-def _raise_first(errors: Sequence[FalError], count: int) -> None:
-    if not errors:
+def _raise_foremost(errors: Sequence[FalError], count: int) -> None:
+    first = foremost(errors)
+    if first is None:
         return
     if count == 1:
-        raise errors[0]
-    failure = errors[0].failure
-    what = f"{len(errors)} of {count} results could not be landed; the first: {failure.what}"
-    raise error_of(replace(failure, what=what)) from errors[0]
+        raise first
+    what = f"{len(errors)} of {count} results could not be landed; the first: {first.failure.what}"
+    raise error_of(replace(first.failure, what=what)) from first

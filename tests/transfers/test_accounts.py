@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import builtins
 import json
+import math
+import threading
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -14,7 +17,14 @@ import pytest
 from airflow.sdk import Asset, ObjectStoragePath
 from airflow.sdk.execution_time.context import OutletEventAccessors
 
-from airflow_provider_uniapi_fal.exceptions import FalInputError, FalProtocolError, FalResultExpired
+from airflow_provider_uniapi_fal.exceptions import (
+    FalAuthError,
+    FalBalanceError,
+    FalError,
+    FalInputError,
+    FalProtocolError,
+    FalResultExpired,
+)
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.landing.manifest import (
     Manifest,
@@ -25,12 +35,14 @@ from airflow_provider_uniapi_fal.landing.manifest import (
     verify_files,
     write_manifest,
 )
+from airflow_provider_uniapi_fal.landing.rows import ASKED_AT_ONCE
+from airflow_provider_uniapi_fal.protocol import retrying
 from airflow_provider_uniapi_fal.transfers.fal_to_object_storage import FalToObjectStorageOperator
-from tests.fakes import ARGUMENTS, KEY, MODEL, PROMPT, Task, as_json, calls
+from tests.fakes import ARGUMENTS, KEY, MODEL, PROMPT, ScriptedServer, Task, as_json, calls, set_connection
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.job import JobResult
-    from tests.fakes import Start
+    from tests.fakes import Exchange, Start
     from tests.storage import Store
 
 
@@ -170,6 +182,48 @@ def landed_before(store: Store) -> tuple[Manifest, ObjectStoragePath]:
     return manifest, path
 
 
+def landed_row(store: Store, key: str, *, folder: str = "night", **arguments: Any) -> ManifestRow:
+    """Land a result of its own; return its row."""
+    result = as_json(finished(prompt=f"{PROMPT} {key}", output_format="png", **arguments).to_json())
+    place, account = str(store.path / folder), store.path / f"{key}.jsonl"
+    operator(result, store, name=key, destination=place, manifest_path=str(account)).execute(
+        context_of(Task())
+    )
+    [row] = read_manifest(account).rows
+    return row
+
+
+def landed_by_halves(store: Store) -> ObjectStoragePath:
+    """Write the manifest of a row of two files, the first of which could not be landed."""
+    row = landed_row(store, "a", num_images=2)
+    error = RowError("protocol", "The file images[0] of the result cannot be landed.", "maybe", False)
+    path = store.path / "night" / "manifest.jsonl"
+    write_manifest(Manifest((replace(row, outcome="failed", error=error, files=row.files[1:]),)), path)
+    return path
+
+
+def unlanded(count: int, prompt: str) -> list[ManifestRow]:
+    """Return rows of jobs that have ended, which whoever wrote them did not see."""
+    error = RowError("timeout", "The wait has ended before the job did.", "maybe", True)
+    hook, rows = FalHook(), []
+    for number in range(count):
+        job = hook.submit(MODEL, {**ARGUMENTS, "prompt": f"{prompt} {number}"}).handle  # type: ignore[union-attr]
+        rows.append(
+            ManifestRow(
+                key=job.request_id,
+                index=number,
+                model=MODEL,
+                dialect="fal",
+                fal_conn_id="fal_default",
+                outcome="failed",
+                arguments_sha256=None,
+                request_id=job.request_id,
+                error=error,
+            )
+        )
+    return rows
+
+
 def test_a_manifest_is_landed_elsewhere_with_all_its_rows(start: Start, store: Store) -> None:
     emulator = start()
     source, path = landed_before(store)
@@ -214,6 +268,195 @@ def test_a_manifest_whose_files_were_damaged_is_landed_but_for_those(start: Star
         "a": "failed",
         "b": "succeeded",
     }
+
+
+def test_a_file_that_lies_in_storage_is_copied_and_only_the_others_are_fetched(
+    start: Start, store: Store
+) -> None:
+    emulator = start()
+    path = landed_by_halves(store)
+    before = len(calls(emulator, "media"))
+    told = operator(str(path), store).execute(context_of(Task()))
+    [row] = read_manifest(ObjectStoragePath(told["manifest_path"])).rows
+    assert (row.outcome, row.error) == ("succeeded", None)
+    assert [(file.where, ObjectStoragePath(file.path).name) for file in row.files] == [
+        ("images[0]", "a-0.png"),
+        ("images[1]", "a-1.png"),
+    ]
+    assert len(calls(emulator, "media")) == before + 1
+    assert all(
+        check.problem is None for check in verify_files(read_manifest(store.path / "media/manifest.jsonl"))
+    )
+
+
+def test_a_file_that_lies_in_storage_is_copied_although_the_gateway_has_it_no_more(
+    start: Start, store: Store
+) -> None:
+    emulator = start()
+    path = landed_by_halves(store)
+    emulator.add_fault("server-error on=media status=404")
+    with pytest.raises(FalResultExpired, match=r"images\[0\]"):
+        operator(str(path), store).execute(context_of(Task()))
+    [row] = read_manifest(store.path / "media" / "manifest.jsonl").rows
+    assert [(file.where, ObjectStoragePath(file.path).name) for file in row.files] == [
+        ("images[1]", "a-1.png")
+    ]
+    assert (store.path / "media" / "a-1.png").exists()
+
+
+def test_a_file_that_storage_has_lost_is_fetched_from_the_gateway(start: Start, store: Store) -> None:
+    start()
+    path = landed_by_halves(store)
+    (store.path / "night" / "a-1.png").unlink()
+    store.path.fs.invalidate_cache()
+    told = operator(str(path), store).execute(context_of(Task()))
+    [row] = read_manifest(ObjectStoragePath(told["manifest_path"])).rows
+    assert [file.where for file in row.files] == ["images[0]", "images[1]"]
+
+
+def test_a_file_that_neither_storage_nor_the_gateway_gives_is_tried_again_if_one_of_them_may_have_it(
+    start: Start, store: Store
+) -> None:
+    emulator = start()
+    path = landed_by_halves(store)
+    (store.path / "night" / "a-1.png").unlink()
+    store.path.fs.invalidate_cache()
+    emulator.add_fault("server-error on=media status=403")
+    with pytest.raises(FalProtocolError, match="403"):
+        operator(str(path), store).execute(context_of(Task()))
+
+
+def test_a_row_whose_job_the_model_refused_keeps_no_other_from_landing(start: Start, store: Store) -> None:
+    start(faults=[f'job match="{PROMPT} wrong" failure=result-422'])
+    rows = [landed_row(store, "a"), *unlanded(1, f"{PROMPT} wrong"), *unlanded(1, PROMPT)]
+    path = store.path / "night" / "manifest.jsonl"
+    write_manifest(Manifest(tuple(rows)), path)
+    operator(str(path), store).execute(context_of(Task()))
+    landed = read_manifest(store.path / "media" / "manifest.jsonl").rows
+    assert [row.outcome for row in landed] == ["succeeded", "failed", "succeeded"]
+    assert landed[1] == rows[1]
+    assert (store.path / "media" / "a.png").exists()
+
+
+def test_a_job_that_still_runs_leaves_its_row_as_it_is(start: Start, store: Store) -> None:
+    start(run_seconds=3600.0)
+    rows = unlanded(1, PROMPT)
+    path = store.path / "night" / "manifest.jsonl"
+    write_manifest(Manifest(tuple(rows)), path)
+    operator(str(path), store).execute(context_of(Task()))
+    assert read_manifest(store.path / "media" / "manifest.jsonl").rows == tuple(rows)
+
+
+def test_a_gateway_that_is_away_is_asked_a_few_times_and_the_landing_fails_for_a_retry(
+    start: Start, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start()
+    rows = [*unlanded(3 * ASKED_AT_ONCE, PROMPT), landed_row(store, "a")]
+    path = store.path / "night" / "manifest.jsonl"
+    write_manifest(Manifest(tuple(rows)), path)
+    monkeypatch.setattr(retrying, "backoff", lambda attempt, jitter: 0.0)
+    task = Task()
+    with ScriptedServer(lambda call: call.answer(b"<h1>Bad gateway</h1>", "text/html", 502)) as away:
+        set_connection(monkeypatch, away.url)
+        with pytest.raises(
+            FalProtocolError, match=r"24 of 25 results could not be landed; .*HTTP 502"
+        ) as met:
+            operator(str(path), store).execute(context_of(task))
+    assert len(away.seen) <= 2 * ASKED_AT_ONCE * retrying.MAX_READ_ATTEMPTS
+    assert "A retry of the landing asks for it again; nothing is submitted." in str(met.value)
+    assert task.xcoms["failure"]["kind"] == "protocol"
+    landed = read_manifest(store.path / "media" / "manifest.jsonl").rows
+    assert landed[:-1] == tuple(rows[:-1]), "nothing new is known of them"
+    assert (store.path / "media" / "a.png").exists(), "what lies in storage is landed all the same"
+    set_connection(monkeypatch, emulator.url)
+    told = operator(str(path), store).execute(context_of(task.next_try()))
+    assert told["counts"]["succeeded"] == len(rows)
+
+
+@pytest.mark.parametrize(("status", "error"), [(401, FalAuthError), (402, FalBalanceError)])
+def test_a_refused_key_or_account_ends_the_asking_and_keeps_nothing_in_storage_from_landing(
+    start: Start, store: Store, monkeypatch: pytest.MonkeyPatch, status: int, error: type[FalError]
+) -> None:
+    start()
+    rows = [*unlanded(3 * ASKED_AT_ONCE, PROMPT), landed_row(store, "a")]
+    path = store.path / "night" / "manifest.jsonl"
+    write_manifest(Manifest(tuple(rows)), path)
+    with ScriptedServer(lambda call: call.json({"detail": "Refused"}, status)) as refusing:
+        set_connection(monkeypatch, refusing.url)
+        with pytest.raises(error, match="24 of 25 results could not be landed"):
+            operator(str(path), store).execute(context_of(Task()))
+    assert len(refusing.seen) <= ASKED_AT_ONCE
+    assert (store.path / "media" / "a.png").exists()
+
+
+def test_results_are_asked_for_several_at_once(
+    start: Start, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start()
+    rows = unlanded(2 * ASKED_AT_ONCE, PROMPT)
+    path = store.path / "night" / "manifest.jsonl"
+    write_manifest(Manifest(tuple(rows)), path)
+    together = threading.Barrier(ASKED_AT_ONCE)
+
+    def answer(call: Exchange) -> None:
+        together.wait(30)
+        call.json({"detail": [{"loc": ["body"], "msg": "wrong", "type": "value_error"}]}, 422)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        operator(str(path), store).execute(context_of(Task()))
+    assert len(server.seen) == len(rows)
+    assert not together.broken
+
+
+def test_of_several_errors_the_one_that_a_retry_may_mend_is_raised(start: Start, store: Store) -> None:
+    start()
+    _, path = landed_before(store)
+    (store.path / "night" / "a.png").unlink()
+    (store.path / "night" / "b.png").write_bytes(b"something else")
+    store.path.fs.invalidate_cache()
+    with pytest.raises(
+        FalProtocolError, match=r"2 of 6 results could not be landed; the first: .*not the one"
+    ):
+        operator(str(path), store).execute(context_of(Task()))
+
+
+def test_no_file_takes_the_place_of_its_manifest(start: Start, store: Store) -> None:
+    start()
+    result = as_json(finished(output_format="png").to_json())
+    path = store.path / "media" / "a.png"
+    operator(result, store, name="a", manifest_path=str(path)).execute(context_of(Task()))
+    [row] = read_manifest(path).rows
+    [file] = row.files
+    assert file.path == str(store.path / "media" / f"a-{file.sha256[:8]}.png")
+    assert [check.problem for check in verify_files(read_manifest(path))] == [None]
+
+
+@pytest.mark.parametrize("named", ["source", "target"])
+def test_no_copied_file_takes_the_place_of_a_manifest(start: Start, store: Store, named: str) -> None:
+    start()
+    row = landed_row(store, "a")
+    odd, plain = store.path / "media" / "a.png", store.path / "media" / "manifest.jsonl"
+    source, target = (odd, plain) if named == "source" else (plain, odd)
+    write_manifest(Manifest((row,)), source)
+    operator(str(source), store, manifest_path=str(target)).execute(context_of(Task()))
+    assert read_manifest(source).rows == (row,)
+    assert [check.problem for check in verify_files(read_manifest(target))] == [None]
+    [file] = read_manifest(target).rows[0].files
+    assert file.path.endswith(f"a-{file.sha256[:8]}.png")
+
+
+def test_no_copied_file_takes_the_place_of_one_that_is_still_to_be_copied(start: Start, store: Store) -> None:
+    start()
+    night, path = store.path / "night", store.path / "night" / "manifest.jsonl"
+    rows = (landed_row(store, "a", num_images=2, folder="made"), landed_row(store, "a-1"))
+    write_manifest(Manifest(rows), path)
+    there = (night / "a-1.png").read_bytes()
+    operator(str(path), store, destination=str(night), manifest_path=str(night / "other.jsonl")).execute(
+        context_of(Task())
+    )
+    assert (night / "a-1.png").read_bytes() == there
+    assert [check.problem for check in verify_files(read_manifest(night / "other.jsonl"))] == [None] * 3
 
 
 def test_a_manifest_is_not_landed_onto_itself(start: Start, store: Store) -> None:
@@ -263,13 +506,16 @@ def test_what_is_no_manifest_is_refused(start: Start, tmp_path: Path, content: b
 
 
 @pytest.mark.parametrize("name", ["max_bytes", "max_files", "max_pixels", "parallel"])
-def test_a_limit_that_lets_nothing_through_is_refused_when_the_dag_is_parsed(name: str) -> None:
+@pytest.mark.parametrize("value", [0, -1, True, 1.5, math.nan, math.inf, "8", None])
+def test_a_limit_that_is_no_whole_number_above_zero_is_refused_when_the_dag_is_parsed(
+    name: str, value: Any
+) -> None:
     with pytest.raises(ValueError, match=name):
         FalToObjectStorageOperator(
             task_id="land",
             result={},
             destination="file:///tmp",
-            **{name: 0},  # type: ignore[arg-type]
+            **{name: value},
         )
 
 

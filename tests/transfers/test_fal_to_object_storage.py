@@ -180,11 +180,6 @@ def test_what_is_no_result_is_refused_by_the_name_of_the_field(start: Start, res
     assert task.xcoms["failure"]["kind"] == "input"
 
 
-def test_a_limit_that_lets_nothing_through_is_refused_when_the_dag_is_parsed() -> None:
-    with pytest.raises(ValueError, match="max_bytes"):
-        FalToObjectStorageOperator(task_id="land", result={}, destination="file:///tmp", max_bytes=0)
-
-
 def test_templates_are_rendered_at_any_depth() -> None:
     operator = FalToObjectStorageOperator(
         task_id="land",

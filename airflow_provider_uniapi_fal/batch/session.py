@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.batch.accounting import Tally
-from airflow_provider_uniapi_fal.batch.submit_pace import SubmitPace
+from airflow_provider_uniapi_fal.batch.submit_pace import SubmitPace, SubmitsOver
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import learn
 from airflow_provider_uniapi_fal.landing.files import LandedFile
@@ -303,34 +303,40 @@ class Session:
             self._say(f"{len(self._to_post)} rows are not submitted in this try: {self.stopped.what}")
 
     async def _post(self, row: Row, intent: Entry, outcomes: list[Entry]) -> None:
-        sent = False
+        may_be_taken = False
 
-        def sending() -> None:
-            nonlocal sent
-            sent = True
+        def sent(now: bool) -> None:
+            nonlocal may_be_taken
+            may_be_taken = now
 
         try:
             async with self._gate:
-                if self.stopped is not None or self._interrupted:
-                    failure = self.stopped or _interrupted()
-                    outcomes.append(self._outcome(intent, Step.NOT_TAKEN, failure))
-                    return
+                if self._is_over():
+                    raise SubmitsOver
                 request = await self._prepared(row, intent, outcomes)
                 if request is None:
                     return
                 accepted = await self._hook.apost(
-                    row.model, request, dialect=row.dialect, paced=partial(self._pace.of, sending=sending)
+                    row.model,
+                    request,
+                    dialect=row.dialect,
+                    paced=partial(self._pace.of, sent=sent, over=self._is_over),
                 )
+        except SubmitsOver:
+            outcomes.append(self._outcome(intent, Step.NOT_TAKEN, self.stopped or _interrupted()))
         except FalError as error:
             outcomes.append(self._refused(intent, error))
         except BaseException:
             # Those of the wave that are not sent yet stay where they are.
             self.stopped = self.stopped or _interrupted()
-            if not sent:
+            if not may_be_taken:
                 outcomes.append(self._outcome(intent, Step.NOT_TAKEN, _interrupted()))
             raise
         else:
             outcomes.append(await self._accepted(intent, accepted))
+
+    def _is_over(self) -> bool:
+        return self.stopped is not None or self._interrupted
 
     async def _prepared(self, row: Row, intent: Entry, outcomes: list[Entry]) -> HttpRequest | None:
         """Return the post of a row, with its files inside; None if it cannot be made, which harms no other row."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -262,13 +263,13 @@ class Session:
     async def _post_wave(self, wave: Sequence[Row]) -> None:
         """Write down what is going to be posted, post it, and write down what came of it."""
         intents = [self._intent(row) for row in wave]
-        await self._write(intents)
         try:
+            await self._write(intents)
             await asyncio.to_thread(self._journal.stop_if_superseded)
         except BaseException as error:
             # Nothing of the wave was sent, and whoever goes on is to know that.
             failure = error.failure if isinstance(error, FalError) else _interrupted()
-            self._journal.write([self._outcome(intent, Step.NOT_TAKEN, failure) for intent in intents])
+            self._write_at_last([self._outcome(intent, Step.NOT_TAKEN, failure) for intent in intents])
             raise
         outcomes: list[Entry] = []
         posts = [
@@ -283,7 +284,7 @@ class Session:
             for post in posts:
                 post.cancel()
             await asyncio.gather(*posts, return_exceptions=True)
-            self._journal.write(outcomes)
+            self._write_at_last(outcomes)
             raise
         await self._write(outcomes)
         for broken in ended:
@@ -499,8 +500,26 @@ class Session:
         return Entry.about(state, step, self._try, now=time.time(), failure=failure, landed=dict(landed))
 
     async def _write(self, entries: Sequence[Entry]) -> None:
-        await asyncio.to_thread(self._journal.write, entries)
+        await asyncio.to_thread(self._write_or_say, entries)
         self.tally.take(entries)
+
+    def _write_at_last(self, entries: Sequence[Entry]) -> None:
+        """Write entries while the work is broken off, for a reason of which a store that fails is not to take the place."""
+        with contextlib.suppress(Exception):
+            self._write_or_say(entries)
+
+    def _write_or_say(self, entries: Sequence[Entry]) -> None:
+        try:
+            self._journal.write(entries)
+        except Exception as error:
+            for entry in entries:
+                known = self._journal.rows.get(entry.key)
+                if entry.handle is not None and (known is None or known.handle is None):
+                    self._say(
+                        f"Row {entry.key!r} was accepted as request {entry.handle.request_id}, which may be billed, and "
+                        f"the journal did not take that ({type(error).__name__}: {error})."
+                    )
+            raise
 
     def _say_how_far(self) -> None:
         if time.monotonic() - self._said_at >= SAY_EVERY:

@@ -13,9 +13,14 @@ two: the intents before its posts, the outcomes after them. What the segments co
       snapshots/000002-000009-<writer>-000000.json   what the segments that it names come to: read in their place
 
 The numbers of a segment are its opening, its place among all segments of that opening, and its place among those
-of its writer. Nothing is ever deleted or written twice, and what was there is known: the numbers of the openings and
-of each writer's segments have no gaps, each opening notes what it has found, and the manifest of an earlier try names
-the rows that were posted. So what somebody else has deleted is noticed, and not posted again.
+of its writer. Nothing is ever deleted, no name has ever more than one content, and what was there is known: the
+numbers of the openings and of each writer's segments have no gaps, each opening notes what it has found, and the
+manifest of an earlier try names the rows that were posted. So what somebody else has deleted is noticed, and not
+posted again.
+
+**A store that fails.** After an error nobody knows whether the store has the segment. So the very same is written
+again, for a minute and more; it changes nothing if it is there. What the store takes then neither is kept, and goes
+out before the next segment does.
 
 **Two tries at once.** A worker that lost touch with Airflow goes on while its retry begins. Each opening is
 numbered. A writer writes its intents first, then looks whether it is still the newest, and only then posts. A new
@@ -28,10 +33,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import random
 import re
 import threading
+import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -41,9 +50,12 @@ from airflow_provider_uniapi_fal.landing.storage import clear_halves, is_local, 
 from airflow_provider_uniapi_fal.ledger.rows import Entry, RowState, join, state_of
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobResult
+from airflow_provider_uniapi_fal.protocol.retrying import backoff
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
+
+log = logging.getLogger(__name__)
 
 JOURNAL_VERSION = 1
 
@@ -53,6 +65,9 @@ SEGMENTS_PER_SNAPSHOT = 64
 
 #: Segments that are read at once from an object store.
 READERS = 16
+
+#: How often a segment is written before the store counts as away: for a minute at least. What it tells may be paid for.
+WRITE_ATTEMPTS = 7
 
 _NAME = re.compile(r"(\d{6})-(\d{6})-([0-9a-f]{12})-(\d{6})\.jsonl?")
 _OPENING = re.compile(r"(\d{6})-([0-9a-f]{12})-([0-9a-f]{12})\.json")
@@ -101,6 +116,15 @@ class _Found:
     segments: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Segment:
+    """A segment on its way into the store, where its name has this content and no other."""
+
+    name: str
+    content: bytes
+    entries: Sequence[Entry]
+
+
 class Journal:
     """
     What is known of each row of a batch, and the means to write more of it.
@@ -123,6 +147,7 @@ class Journal:
         self._place = 0
         self._opening: str | None = None
         self._writing = threading.Lock()
+        self._owed: deque[_Segment] = deque()
 
     @classmethod
     def reading(cls, folder: ObjectStoragePath) -> Journal:
@@ -147,6 +172,7 @@ class Journal:
         journal._refuse_others(owner)
         journal.refresh()
         journal._epoch += 1
+        journal._place = 0
         name = f"{journal._epoch:06d}-{owner.mark}-{journal._writer}.json"
         header = {"schema_version": JOURNAL_VERSION, **asdict(owner), "found": asdict(journal._found())}
         _put(_written(header), folder / "openings" / name)
@@ -179,27 +205,38 @@ class Journal:
         names = self._segments(found)
         fresh = sorted(names - self._read)
         for name, text in zip(fresh, self._texts("segments", fresh), strict=True):
-            self._take(name, text)
+            self._take(name, _entries(self.folder / "segments" / name, text))
         places = [place for epoch, place, _, _ in map(_parts, self._read) if epoch == self._epoch]
-        self._place = max(places, default=0)
+        self._place = max([self._place, *places])
 
     def write(self, entries: Iterable[Entry]) -> None:
-        """Write entries as one segment: when this returns, they are durable."""
-        entries = list(entries)
-        if entries:
-            with self._writing:
-                self._write(entries)
+        """
+        Write entries as one segment: when this returns, they are durable.
 
-    def _write(self, entries: list[Entry]) -> None:
+        Blocks, for as long as it takes to bear with a store that fails. If it raises, the entries may be in the store
+        or not; they are kept, and go out before those of the next write.
+
+        :raises Exception: whatever storage raises
+        """
+        entries = list(entries)
+        with self._writing:
+            # A store that was waited for in vain is not waited for again: those who write now would stand in line.
+            attempts = 1 if self._owed else WRITE_ATTEMPTS
+            if entries:
+                self._owed.append(self._segment(entries))
+            while self._owed:
+                segment = self._owed[0]
+                _put_patiently(segment.content, self.folder / "segments" / segment.name, attempts)
+                self._take(segment.name, segment.entries)
+                self._owed.popleft()
+                attempts = WRITE_ATTEMPTS
+
+    def _segment(self, entries: Sequence[Entry]) -> _Segment:
+        self._place, self._written = self._place + 1, self._written + 1
+        name = f"{self._epoch:06d}-{self._place:06d}-{self._writer}-{self._written:06d}.jsonl"
         header = {"schema_version": JOURNAL_VERSION, "entries": len(entries)}
         lines = [_written(each) for each in (header, *(e.to_json() for e in entries))]
-        place, written = self._place + 1, self._written + 1
-        name = f"{self._epoch:06d}-{place:06d}-{self._writer}-{written:06d}.jsonl"
-        _put(b"\n".join(lines) + b"\n", self.folder / "segments" / name)
-        self._place, self._written = place, written
-        self._read.add(name)
-        for entry in entries:
-            self._join(entry.key, state_of(entry, (self._epoch, place, self._writer), name))
+        return _Segment(name, b"\n".join(lines) + b"\n", entries)
 
     def stop_if_superseded(self) -> None:
         """
@@ -233,9 +270,9 @@ class Journal:
     def _join(self, key: str, state: RowState) -> None:
         self.rows[key] = join(self.rows.get(key), state)
 
-    def _take(self, name: str, text: bytes) -> None:
+    def _take(self, name: str, entries: Iterable[Entry]) -> None:
         epoch, place, writer, _ = _parts(name)
-        for entry in _entries(self.folder / "segments" / name, text):
+        for entry in entries:
             self._join(entry.key, state_of(entry, (epoch, place, writer), name))
         self._read.add(name)
 
@@ -437,6 +474,26 @@ def _superseded() -> Failure:
         billed="maybe",
         may_run=True,
     )
+
+
+def _put_patiently(content: bytes, target: ObjectStoragePath, attempts: int) -> None:
+    """Write a file, and after an error write it again: a store that has it already has the same still."""
+    for attempt in range(1, attempts):
+        try:
+            _put(content, target)
+        except Exception as error:  # noqa: BLE001 - whatever storage raises
+            pause = backoff(attempt, random.random())
+            log.warning(
+                "The batch's journal was not written to %s (%s: %s); it is tried again in %.1f seconds.",
+                target,
+                type(error).__name__,
+                error,
+                pause,
+            )
+            time.sleep(pause)
+        else:
+            return
+    _put(content, target)
 
 
 def _put(content: bytes, target: ObjectStoragePath) -> None:

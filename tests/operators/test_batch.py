@@ -45,6 +45,7 @@ from airflow_provider_uniapi_fal.landing.manifest import (
     verify_files,
     write_manifest,
 )
+from airflow_provider_uniapi_fal.ledger import journal as journals
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.rows import Step
 from airflow_provider_uniapi_fal.ledger.task_state import BATCH_KEY
@@ -1369,6 +1370,76 @@ def test_a_store_that_fails_before_the_posts_leaves_nothing_unknown(
             task.run()
     assert posts(emulator) == 0
     assert counts(task.next_try().run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 3
+
+
+@pytest.fixture
+def failing_store(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that lets the store fail at segments with a step in them; before it has written, or after."""
+    put = journals._put
+    monkeypatch.setattr(journals, "backoff", lambda attempt, jitter: 0.0)
+
+    def fails(step: Step | None, times: int, *, has_written: bool) -> None:
+        failed: list[str] = []
+
+        def away(content: bytes, target: ObjectStoragePath) -> None:
+            told = step is None or f'"step": "{step.value}"'.encode() in content
+            fails = target.parent.name == "segments" and told and len(failed) < times
+            if not fails or has_written:
+                put(content, target)
+            if fails:
+                failed.append(target.name)
+                raise EndpointConnectionError(endpoint_url="http://x")
+
+        monkeypatch.setattr(journals, "_put", away)
+
+    return fails
+
+
+@pytest.mark.parametrize("has_written", [False, True])
+@pytest.mark.parametrize("step", [Step.INTENT, Step.SUBMITTED, Step.SUCCEEDED, Step.DELIVERED])
+def test_a_store_that_fails_for_a_while_costs_a_batch_nothing(
+    start: Start, blocking: New, failing_store: Callable[..., None], step: Step, has_written: bool
+) -> None:
+    emulator = start()
+    failing_store(step, journals.WRITE_ATTEMPTS - 1, has_written=has_written)
+    task = blocking()
+    assert counts(task.run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 3
+
+
+@pytest.mark.parametrize("has_written", [False, True])
+def test_intents_that_the_store_does_not_take_are_known_not_to_be_sent(
+    start: Start, blocking_anywhere: New, failing_store: Callable[..., None], has_written: bool
+) -> None:
+    emulator = start()
+    failing_store(Step.INTENT, journals.WRITE_ATTEMPTS, has_written=has_written)
+    task = blocking_anywhere()
+    with pytest.raises(EndpointConnectionError):
+        task.run()
+    assert posts(emulator) == 0
+    assert {state.step for state in journal_of(task).rows.values()} == {Step.NOT_TAKEN}
+    assert counts(task.next_try().run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 3
+
+
+def test_the_jobs_that_the_store_does_not_take_are_named_in_the_log_and_not_posted_again(
+    start: Start, blocking: New, failing_store: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(FalBatchOperator, "_say", lambda self, line: said.append(line))
+    emulator = start()
+    task = blocking()
+    failing_store(Step.SUBMITTED, 10**6, has_written=False)
+    with pytest.raises(EndpointConnectionError):
+        task.run()
+    jobs = [job["request_id"] for job in emulator.account()["jobs"]]
+    assert len(jobs) == 3
+    for job in jobs:
+        assert sum(f"was accepted as request {job}, which may be billed" in line for line in said) == 1
+    failing_store(None, 0, has_written=True)
+    with pytest.raises(FalSubmitOutcomeUnknown):
+        task.next_try().run()
     assert posts(emulator) == 3
 
 

@@ -10,7 +10,7 @@ two: the intents before its posts, the outcomes after them. What the segments co
     <manifest>.journal/
       openings/000002-<owner>-<writer>.json          who posts: the newest opening, and no other; what it has found
       segments/000002-000007-<writer>-000003.jsonl   a header, then one entry a line
-      snapshots/000002-000009-<writer>-000000.json   what the segments that it names come to: read in their place
+      snapshots/000002-000009-<writer>-000000.jsonl  what the segments that it names come to: read in their place
 
 The numbers of a segment are its opening, its place among all segments of that opening, and its place among those
 of its writer. Nothing is ever deleted, no name has ever more than one content, and what was there is known: the
@@ -69,7 +69,7 @@ READERS = 16
 #: How often a segment is written before the store counts as away: for a minute at least. What it tells may be paid for.
 WRITE_ATTEMPTS = 7
 
-_NAME = re.compile(r"(\d{6})-(\d{6})-([0-9a-f]{12})-(\d{6})\.jsonl?")
+_NAME = re.compile(r"(\d{6})-(\d{6})-([0-9a-f]{12})-(\d{6})\.jsonl")
 _OPENING = re.compile(r"(\d{6})-([0-9a-f]{12})-([0-9a-f]{12})\.json")
 
 
@@ -234,9 +234,7 @@ class Journal:
     def _segment(self, entries: Sequence[Entry]) -> _Segment:
         self._place, self._written = self._place + 1, self._written + 1
         name = f"{self._epoch:06d}-{self._place:06d}-{self._writer}-{self._written:06d}.jsonl"
-        header = {"schema_version": JOURNAL_VERSION, "entries": len(entries)}
-        lines = [_written(each) for each in (header, *(e.to_json() for e in entries))]
-        return _Segment(name, b"\n".join(lines) + b"\n", entries)
+        return _Segment(name, _lines({"entries": len(entries)}, (e.to_json() for e in entries)), entries)
 
     def stop_if_superseded(self) -> None:
         """
@@ -285,22 +283,20 @@ class Journal:
             return
         [text] = self._texts("snapshots", [newest])
         try:
-            data = json.loads(text)
-            for key, state in data["rows"].items():
-                self._join(key, RowState.from_json(state))
-            self._read |= set(data["segments"])
+            header, rows = _read_lines(text, "rows")
+            for row in rows:
+                state = RowState.from_json(row)
+                self._join(state.entry.key, state)
+            self._read |= set(header["segments"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise error_of(_unreadable(self.folder / "snapshots" / newest, error)) from error
         self._summed_up, self._snapshot = set(self._read), newest
 
     def _sum_up(self) -> None:
-        name = f"{self._epoch:06d}-{self._place:06d}-{self._writer}-{self._written:06d}.json"
-        data = {
-            "schema_version": JOURNAL_VERSION,
-            "segments": sorted(self._read),
-            "rows": {key: state.to_json() for key, state in self.rows.items()},
-        }
-        _put(_written(data), self.folder / "snapshots" / name)
+        name = f"{self._epoch:06d}-{self._place:06d}-{self._writer}-{self._written:06d}.jsonl"
+        header = {"segments": sorted(self._read), "rows": len(self.rows)}
+        rows = (state.to_json() for state in self.rows.values())
+        _put(_lines(header, rows), self.folder / "snapshots" / name)
 
     def _found(self) -> _Found:
         """Return what has been read, as an opening notes it."""
@@ -418,13 +414,33 @@ def _text(path: ObjectStoragePath) -> bytes:
 
 def _entries(path: ObjectStoragePath, text: bytes) -> list[Entry]:
     try:
-        header, *lines = text.decode().removesuffix("\n").split("\n")
-        count = json.loads(header)["entries"]
-        if count != len(lines):
-            raise ValueError(f"{len(lines)} entries of {count}")
-        return [Entry.from_json(json.loads(line)) for line in lines]
+        _, values = _read_lines(text, "entries")
+        return [Entry.from_json(value) for value in values]
     except (ValueError, TypeError, KeyError) as error:
         raise error_of(_unreadable(path, error)) from error
+
+
+def _lines(header: Mapping[str, Any], values: Iterable[Any]) -> bytes:
+    """Return the content of a file that has a header, which tells how many values follow, each on a line."""
+    parts = [{"schema_version": JOURNAL_VERSION, **header}, *values]
+    return b"".join(_written(part) + b"\n" for part in parts)
+
+
+def _read_lines(text: bytes, counted: str) -> tuple[Mapping[str, Any], Iterator[Any]]:
+    """
+    Return the header and the values of what :func:`_lines` wrote.
+
+    The values are read one by one: JSON of many megabytes at once would hold up all other threads of the process, and
+    with them the event loop of a triggerer.
+
+    :param counted: what the header calls the number of values
+    :raises ValueError: if values are missing, or one cannot be read
+    """
+    first, *lines = text.removesuffix(b"\n").split(b"\n")
+    header = json.loads(first)
+    if header[counted] != len(lines):
+        raise ValueError(f"{len(lines)} {counted} of {header[counted]}")
+    return header, map(json.loads, lines)
 
 
 def _written(value: Any) -> bytes:

@@ -499,3 +499,43 @@ def test_a_store_that_was_waited_for_in_vain_is_not_waited_for_again_until_it_is
     store.fails = journals.WRITE_ATTEMPTS - 1
     journal.write([submitted("d")])
     assert Journal.reading(folder).rows.keys() == set("abcd")
+
+
+def test_a_summary_is_read_row_by_row_so_that_no_other_thread_waits_for_all_of_it(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "SEGMENTS_PER_SNAPSHOT", 1)
+    first = Journal.opened(folder, OWNER)
+    keys = [f"{number:03}" for number in range(200)]
+    for half in (keys[:100], keys[100:]):
+        first.write([submitted(key, fingerprint="\u2028\x85\n") for key in half])
+    Journal.opened(folder, OWNER)
+    for path in segments(folder):
+        path.write_text("not read any more")
+    [path] = (folder / "snapshots").iterdir()
+    loads, lengths = json.loads, list[int]()
+
+    def noted(text: Any, **more: Any) -> Any:
+        lengths.append(len(text))
+        return loads(text, **more)
+
+    monkeypatch.setattr(json, "loads", noted)
+    assert Journal.reading(folder).rows.keys() == set(keys)
+    assert max(lengths) < len(path.read_bytes()) / 50
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbled"])
+def test_a_summary_of_which_a_part_is_gone_is_an_error(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(journals, "SEGMENTS_PER_SNAPSHOT", 1)
+    first = Journal.opened(folder, OWNER)
+    for key in "abc":
+        first.write([submitted(key)])
+    Journal.opened(folder, OWNER)
+    [path] = (folder / "snapshots").iterdir()
+    text = path.read_text()
+    path.write_text(text[: text.rindex("\n", 0, -1) + 1] if damage == "cut" else text[:-20])
+    for read in READS:
+        with pytest.raises(FalSubmitOutcomeUnknown, match="journal cannot be read"):
+            read(folder)

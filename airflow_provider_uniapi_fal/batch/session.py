@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.batch.accounting import Tally
-from airflow_provider_uniapi_fal.batch.submit_pace import SubmitPace
+from airflow_provider_uniapi_fal.batch.submit_pace import SubmitPace, SubmitsOver
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
 from airflow_provider_uniapi_fal.hooks.fal import learn
 from airflow_provider_uniapi_fal.landing.files import LandedFile
@@ -262,13 +263,13 @@ class Session:
     async def _post_wave(self, wave: Sequence[Row]) -> None:
         """Write down what is going to be posted, post it, and write down what came of it."""
         intents = [self._intent(row) for row in wave]
-        await self._write(intents)
         try:
+            await self._write(intents)
             await asyncio.to_thread(self._journal.stop_if_superseded)
         except BaseException as error:
             # Nothing of the wave was sent, and whoever goes on is to know that.
             failure = error.failure if isinstance(error, FalError) else _interrupted()
-            self._journal.write([self._outcome(intent, Step.NOT_TAKEN, failure) for intent in intents])
+            self._write_at_last([self._outcome(intent, Step.NOT_TAKEN, failure) for intent in intents])
             raise
         outcomes: list[Entry] = []
         posts = [
@@ -283,7 +284,7 @@ class Session:
             for post in posts:
                 post.cancel()
             await asyncio.gather(*posts, return_exceptions=True)
-            self._journal.write(outcomes)
+            self._write_at_last(outcomes)
             raise
         await self._write(outcomes)
         for broken in ended:
@@ -303,34 +304,40 @@ class Session:
             self._say(f"{len(self._to_post)} rows are not submitted in this try: {self.stopped.what}")
 
     async def _post(self, row: Row, intent: Entry, outcomes: list[Entry]) -> None:
-        sent = False
+        may_be_taken = False
 
-        def sending() -> None:
-            nonlocal sent
-            sent = True
+        def sent(now: bool) -> None:
+            nonlocal may_be_taken
+            may_be_taken = now
 
         try:
             async with self._gate:
-                if self.stopped is not None or self._interrupted:
-                    failure = self.stopped or _interrupted()
-                    outcomes.append(self._outcome(intent, Step.NOT_TAKEN, failure))
-                    return
+                if self._is_over():
+                    raise SubmitsOver
                 request = await self._prepared(row, intent, outcomes)
                 if request is None:
                     return
                 accepted = await self._hook.apost(
-                    row.model, request, dialect=row.dialect, paced=partial(self._pace.of, sending=sending)
+                    row.model,
+                    request,
+                    dialect=row.dialect,
+                    paced=partial(self._pace.of, sent=sent, over=self._is_over),
                 )
+        except SubmitsOver:
+            outcomes.append(self._outcome(intent, Step.NOT_TAKEN, self.stopped or _interrupted()))
         except FalError as error:
             outcomes.append(self._refused(intent, error))
         except BaseException:
             # Those of the wave that are not sent yet stay where they are.
             self.stopped = self.stopped or _interrupted()
-            if not sent:
+            if not may_be_taken:
                 outcomes.append(self._outcome(intent, Step.NOT_TAKEN, _interrupted()))
             raise
         else:
             outcomes.append(await self._accepted(intent, accepted))
+
+    def _is_over(self) -> bool:
+        return self.stopped is not None or self._interrupted
 
     async def _prepared(self, row: Row, intent: Entry, outcomes: list[Entry]) -> HttpRequest | None:
         """Return the post of a row, with its files inside; None if it cannot be made, which harms no other row."""
@@ -493,8 +500,26 @@ class Session:
         return Entry.about(state, step, self._try, now=time.time(), failure=failure, landed=dict(landed))
 
     async def _write(self, entries: Sequence[Entry]) -> None:
-        await asyncio.to_thread(self._journal.write, entries)
+        await asyncio.to_thread(self._write_or_say, entries)
         self.tally.take(entries)
+
+    def _write_at_last(self, entries: Sequence[Entry]) -> None:
+        """Write entries while the work is broken off, for a reason of which a store that fails is not to take the place."""
+        with contextlib.suppress(Exception):
+            self._write_or_say(entries)
+
+    def _write_or_say(self, entries: Sequence[Entry]) -> None:
+        try:
+            self._journal.write(entries)
+        except Exception as error:
+            for entry in entries:
+                known = self._journal.rows.get(entry.key)
+                if entry.handle is not None and (known is None or known.handle is None):
+                    self._say(
+                        f"Row {entry.key!r} was accepted as request {entry.handle.request_id}, which may be billed, and "
+                        f"the journal did not take that ({type(error).__name__}: {error})."
+                    )
+            raise
 
     def _say_how_far(self) -> None:
         if time.monotonic() - self._said_at >= SAY_EVERY:

@@ -9,6 +9,13 @@ from airflow_provider_uniapi_fal.protocol.messages import Done, Flow, Sleep, adv
 
 T = TypeVar("T")
 
+#: Seconds after which one that waits asks whether submits are over: a worker that is ended has five.
+ASK_EVERY = 0.5
+
+
+class SubmitsOver(Exception):
+    """Raised in a submit that waits while submits are over: it is not on its way, and none of it was accepted."""
+
 
 class SubmitPace:
     """
@@ -39,22 +46,36 @@ class SubmitPace:
         """Let nothing leave for so long: one submit was told to wait, and the account is the same for all."""
         self._paused_until = max(self._paused_until, self._clock() + seconds)
 
-    def of(self, flow: Flow[T], *, sending: Callable[[], None]) -> Flow[T]:
+    def of(self, flow: Flow[T], *, sent: Callable[[bool], None], over: Callable[[], bool]) -> Flow[T]:
         """
         Return a submit that keeps the pace of all others.
 
-        :param sending: called just before it is sent
+        :param sent: called with True just before it is sent, and with False once it provably was not accepted
+        :param over: whether nothing more is to be sent
+        :raises SubmitsOver: in the flow, if so, before it is sent
         """
-        yield Sleep(self.wait())
+        yield from self._rest(self.wait(), over)
         effect = advance(flow, None)
         while not isinstance(effect, Done):
             if isinstance(effect, Sleep):
+                # A submit rests only if it was not accepted, and before it is sent again.
+                sent(False)
                 self.pause(effect.seconds)
-                yield Sleep(effect.seconds)
                 effect = advance(flow, None)
                 continue
             while (seconds := self.paused()) > 0:
-                yield Sleep(seconds)
-            sending()
+                yield from self._rest(seconds, over)
+            sent(True)
             effect = advance(flow, (yield effect))
         return effect.value
+
+    def _rest(self, seconds: float, over: Callable[[], bool]) -> Flow[None]:
+        until = self._clock() + seconds
+        left = seconds
+        while True:
+            yield Sleep(min(left, ASK_EVERY))
+            if over():
+                raise SubmitsOver
+            left = until - self._clock()
+            if left <= 0:
+                return

@@ -10,12 +10,17 @@ two: the intents before its posts, the outcomes after them. What the segments co
     <manifest>.journal/
       openings/000002-<owner>-<writer>.json          who posts: the newest opening, and no other; what it has found
       segments/000002-000007-<writer>-000003.jsonl   a header, then one entry a line
-      snapshots/000002-000009-<writer>-000000.json   what the segments that it names come to: read in their place
+      snapshots/000002-000009-<writer>-000000.jsonl  what the segments that it names come to: read in their place
 
 The numbers of a segment are its opening, its place among all segments of that opening, and its place among those
-of its writer. Nothing is ever deleted or written twice, and what was there is known: the numbers of the openings and
-of each writer's segments have no gaps, each opening notes what it has found, and the manifest of an earlier try names
-the rows that were posted. So what somebody else has deleted is noticed, and not posted again.
+of its writer. Nothing is ever deleted, no name has ever more than one content, and what was there is known: the
+numbers of the openings and of each writer's segments have no gaps, each opening notes what it has found, and the
+manifest of an earlier try names the rows that were posted. So what somebody else has deleted is noticed, and not
+posted again.
+
+**A store that fails.** After an error nobody knows whether the store has the segment. So the very same is written
+again, for a minute and more; it changes nothing if it is there. What the store takes then neither is kept, and goes
+out before the next segment does.
 
 **Two tries at once.** A worker that lost touch with Airflow goes on while its retry begins. Each opening is
 numbered. A writer writes its intents first, then looks whether it is still the newest, and only then posts. A new
@@ -28,10 +33,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
+import random
 import re
 import threading
+import time
 import uuid
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -41,9 +50,12 @@ from airflow_provider_uniapi_fal.landing.storage import clear_halves, is_local, 
 from airflow_provider_uniapi_fal.ledger.rows import Entry, RowState, join, state_of
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobResult
+from airflow_provider_uniapi_fal.protocol.retrying import backoff
 
 if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
+
+log = logging.getLogger(__name__)
 
 JOURNAL_VERSION = 1
 
@@ -54,7 +66,10 @@ SEGMENTS_PER_SNAPSHOT = 64
 #: Segments that are read at once from an object store.
 READERS = 16
 
-_NAME = re.compile(r"(\d{6})-(\d{6})-([0-9a-f]{12})-(\d{6})\.jsonl?")
+#: How often a segment is written before the store counts as away: for a minute at least. What it tells may be paid for.
+WRITE_ATTEMPTS = 7
+
+_NAME = re.compile(r"(\d{6})-(\d{6})-([0-9a-f]{12})-(\d{6})\.jsonl")
 _OPENING = re.compile(r"(\d{6})-([0-9a-f]{12})-([0-9a-f]{12})\.json")
 
 
@@ -101,6 +116,15 @@ class _Found:
     segments: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Segment:
+    """A segment on its way into the store, where its name has this content and no other."""
+
+    name: str
+    content: bytes
+    entries: Sequence[Entry]
+
+
 class Journal:
     """
     What is known of each row of a batch, and the means to write more of it.
@@ -123,6 +147,7 @@ class Journal:
         self._place = 0
         self._opening: str | None = None
         self._writing = threading.Lock()
+        self._owed: deque[_Segment] = deque()
 
     @classmethod
     def reading(cls, folder: ObjectStoragePath) -> Journal:
@@ -147,6 +172,7 @@ class Journal:
         journal._refuse_others(owner)
         journal.refresh()
         journal._epoch += 1
+        journal._place = 0
         name = f"{journal._epoch:06d}-{owner.mark}-{journal._writer}.json"
         header = {"schema_version": JOURNAL_VERSION, **asdict(owner), "found": asdict(journal._found())}
         _put(_written(header), folder / "openings" / name)
@@ -179,27 +205,36 @@ class Journal:
         names = self._segments(found)
         fresh = sorted(names - self._read)
         for name, text in zip(fresh, self._texts("segments", fresh), strict=True):
-            self._take(name, text)
+            self._take(name, _entries(self.folder / "segments" / name, text))
         places = [place for epoch, place, _, _ in map(_parts, self._read) if epoch == self._epoch]
-        self._place = max(places, default=0)
+        self._place = max([self._place, *places])
 
     def write(self, entries: Iterable[Entry]) -> None:
-        """Write entries as one segment: when this returns, they are durable."""
-        entries = list(entries)
-        if entries:
-            with self._writing:
-                self._write(entries)
+        """
+        Write entries as one segment: when this returns, they are durable.
 
-    def _write(self, entries: list[Entry]) -> None:
-        header = {"schema_version": JOURNAL_VERSION, "entries": len(entries)}
-        lines = [_written(each) for each in (header, *(e.to_json() for e in entries))]
-        place, written = self._place + 1, self._written + 1
-        name = f"{self._epoch:06d}-{place:06d}-{self._writer}-{written:06d}.jsonl"
-        _put(b"\n".join(lines) + b"\n", self.folder / "segments" / name)
-        self._place, self._written = place, written
-        self._read.add(name)
-        for entry in entries:
-            self._join(entry.key, state_of(entry, (self._epoch, place, self._writer), name))
+        Blocks, for as long as it takes to bear with a store that fails. If it raises, the entries may be in the store
+        or not; they are kept, and go out before those of the next write.
+
+        :raises Exception: whatever storage raises
+        """
+        entries = list(entries)
+        with self._writing:
+            # A store that was waited for in vain is not waited for again: those who write now would stand in line.
+            attempts = 1 if self._owed else WRITE_ATTEMPTS
+            if entries:
+                self._owed.append(self._segment(entries))
+            while self._owed:
+                segment = self._owed[0]
+                _put_patiently(segment.content, self.folder / "segments" / segment.name, attempts)
+                self._take(segment.name, segment.entries)
+                self._owed.popleft()
+                attempts = WRITE_ATTEMPTS
+
+    def _segment(self, entries: Sequence[Entry]) -> _Segment:
+        self._place, self._written = self._place + 1, self._written + 1
+        name = f"{self._epoch:06d}-{self._place:06d}-{self._writer}-{self._written:06d}.jsonl"
+        return _Segment(name, _lines({"entries": len(entries)}, (e.to_json() for e in entries)), entries)
 
     def stop_if_superseded(self) -> None:
         """
@@ -233,9 +268,9 @@ class Journal:
     def _join(self, key: str, state: RowState) -> None:
         self.rows[key] = join(self.rows.get(key), state)
 
-    def _take(self, name: str, text: bytes) -> None:
+    def _take(self, name: str, entries: Iterable[Entry]) -> None:
         epoch, place, writer, _ = _parts(name)
-        for entry in _entries(self.folder / "segments" / name, text):
+        for entry in entries:
             self._join(entry.key, state_of(entry, (epoch, place, writer), name))
         self._read.add(name)
 
@@ -248,22 +283,20 @@ class Journal:
             return
         [text] = self._texts("snapshots", [newest])
         try:
-            data = json.loads(text)
-            for key, state in data["rows"].items():
-                self._join(key, RowState.from_json(state))
-            self._read |= set(data["segments"])
+            header, rows = _read_lines(text, "rows")
+            for row in rows:
+                state = RowState.from_json(row)
+                self._join(state.entry.key, state)
+            self._read |= set(header["segments"])
         except (ValueError, TypeError, KeyError, AttributeError) as error:
             raise error_of(_unreadable(self.folder / "snapshots" / newest, error)) from error
         self._summed_up, self._snapshot = set(self._read), newest
 
     def _sum_up(self) -> None:
-        name = f"{self._epoch:06d}-{self._place:06d}-{self._writer}-{self._written:06d}.json"
-        data = {
-            "schema_version": JOURNAL_VERSION,
-            "segments": sorted(self._read),
-            "rows": {key: state.to_json() for key, state in self.rows.items()},
-        }
-        _put(_written(data), self.folder / "snapshots" / name)
+        name = f"{self._epoch:06d}-{self._place:06d}-{self._writer}-{self._written:06d}.jsonl"
+        header = {"segments": sorted(self._read), "rows": len(self.rows)}
+        rows = (state.to_json() for state in self.rows.values())
+        _put(_lines(header, rows), self.folder / "snapshots" / name)
 
     def _found(self) -> _Found:
         """Return what has been read, as an opening notes it."""
@@ -381,13 +414,33 @@ def _text(path: ObjectStoragePath) -> bytes:
 
 def _entries(path: ObjectStoragePath, text: bytes) -> list[Entry]:
     try:
-        header, *lines = text.decode().removesuffix("\n").split("\n")
-        count = json.loads(header)["entries"]
-        if count != len(lines):
-            raise ValueError(f"{len(lines)} entries of {count}")
-        return [Entry.from_json(json.loads(line)) for line in lines]
+        _, values = _read_lines(text, "entries")
+        return [Entry.from_json(value) for value in values]
     except (ValueError, TypeError, KeyError) as error:
         raise error_of(_unreadable(path, error)) from error
+
+
+def _lines(header: Mapping[str, Any], values: Iterable[Any]) -> bytes:
+    """Return the content of a file that has a header, which tells how many values follow, each on a line."""
+    parts = [{"schema_version": JOURNAL_VERSION, **header}, *values]
+    return b"".join(_written(part) + b"\n" for part in parts)
+
+
+def _read_lines(text: bytes, counted: str) -> tuple[Mapping[str, Any], Iterator[Any]]:
+    """
+    Return the header and the values of what :func:`_lines` wrote.
+
+    The values are read one by one: JSON of many megabytes at once would hold up all other threads of the process, and
+    with them the event loop of a triggerer.
+
+    :param counted: what the header calls the number of values
+    :raises ValueError: if values are missing, or one cannot be read
+    """
+    first, *lines = text.removesuffix(b"\n").split(b"\n")
+    header = json.loads(first)
+    if header[counted] != len(lines):
+        raise ValueError(f"{len(lines)} {counted} of {header[counted]}")
+    return header, map(json.loads, lines)
 
 
 def _written(value: Any) -> bytes:
@@ -437,6 +490,26 @@ def _superseded() -> Failure:
         billed="maybe",
         may_run=True,
     )
+
+
+def _put_patiently(content: bytes, target: ObjectStoragePath, attempts: int) -> None:
+    """Write a file, and after an error write it again: a store that has it already has the same still."""
+    for attempt in range(1, attempts):
+        try:
+            _put(content, target)
+        except Exception as error:  # noqa: BLE001 - whatever storage raises
+            pause = backoff(attempt, random.random())
+            log.warning(
+                "The batch's journal was not written to %s (%s: %s); it is tried again in %.1f seconds.",
+                target,
+                type(error).__name__,
+                error,
+                pause,
+            )
+            time.sleep(pause)
+        else:
+            return
+    _put(content, target)
 
 
 def _put(content: bytes, target: ObjectStoragePath) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from airflow.sdk import ObjectStoragePath
+from botocore.exceptions import EndpointConnectionError  # type: ignore[import-untyped]
 
 from airflow_provider_uniapi_fal.exceptions import FalInputError, FalProtocolError, FalSubmitOutcomeUnknown
 from airflow_provider_uniapi_fal.landing import storage
@@ -419,18 +420,122 @@ def test_an_opening_clears_away_the_half_files_that_killed_writers_left_in_the_j
     assert [place for place in places if (place / name).exists()] == []
 
 
-def test_a_write_that_fails_is_raised_and_leaves_nothing_behind(
+class Store:
+    """The store, which fails as often as it is told to; before it has written, or after."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, has_written: bool) -> None:
+        self.fails = 0
+        self.seen: list[tuple[str, bytes]] = []
+        self._has_written = has_written
+        self._put = journals._put
+        monkeypatch.setattr(journals, "_put", self.put)
+        monkeypatch.setattr(journals, "backoff", lambda attempt, jitter: 0.0)
+
+    def put(self, content: bytes, target: ObjectStoragePath) -> None:
+        self.seen.append((target.name, content))
+        fails = self.fails > 0
+        if not fails or self._has_written:
+            self._put(content, target)
+        if fails:
+            self.fails -= 1
+            raise EndpointConnectionError(endpoint_url="http://x")
+
+
+@pytest.mark.parametrize("has_written", [False, True])
+def test_a_write_that_fails_is_made_again_with_the_same_name_and_the_same_content(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch, has_written: bool
+) -> None:
+    journal = Journal.opened(folder, OWNER)
+    store = Store(monkeypatch, has_written=has_written)
+    store.fails = journals.WRITE_ATTEMPTS - 1
+    journal.write([submitted("a"), entry("b")])
+    assert len(store.seen) == journals.WRITE_ATTEMPTS
+    assert len(set(store.seen)) == 1
+    assert len(segments(folder)) == 1
+    assert Journal.reading(folder).rows == journal.rows
+    assert journal.rows["a"].step is Step.SUBMITTED
+
+
+@pytest.mark.parametrize("has_written", [False, True])
+def test_what_the_store_does_not_take_is_raised_and_goes_out_before_the_next_write(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch, has_written: bool
+) -> None:
+    journal = Journal.opened(folder, OWNER)
+    journal.write([entry("a"), entry("b")])
+    store = Store(monkeypatch, has_written=has_written)
+    store.fails = journals.WRITE_ATTEMPTS
+    with pytest.raises(EndpointConnectionError):
+        journal.write([submitted("a")])
+    assert journal.rows["a"].step is Step.INTENT
+    # Somebody may have seen it by now: so its name never stands for anything else.
+    other = Journal.reading(folder)
+    assert (other.rows["a"].step is Step.SUBMITTED) == has_written
+    journal.refresh()
+    journal.write([submitted("b")])
+    other.refresh()
+    for known in (journal, other, Journal.reading(folder), Journal.opened(folder, OWNER)):
+        assert {key: state.step for key, state in known.rows.items()} == {
+            "a": Step.SUBMITTED,
+            "b": Step.SUBMITTED,
+        }
+    contents: dict[str, set[bytes]] = {}
+    for name, content in store.seen:
+        contents.setdefault(name, set()).add(content)
+    assert [len(found) for found in contents.values()] == [1] * len(contents)
+
+
+def test_a_store_that_was_waited_for_in_vain_is_not_waited_for_again_until_it_is_back(
     folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     journal = Journal.opened(folder, OWNER)
+    store = Store(monkeypatch, has_written=False)
+    store.fails = journals.WRITE_ATTEMPTS + 2
+    for key in "abc":
+        with pytest.raises(EndpointConnectionError):
+            journal.write([submitted(key)])
+    assert len(store.seen) == journals.WRITE_ATTEMPTS + 2
+    journal.write([])
+    assert Journal.reading(folder).rows.keys() == set("abc")
+    store.fails = journals.WRITE_ATTEMPTS - 1
+    journal.write([submitted("d")])
+    assert Journal.reading(folder).rows.keys() == set("abcd")
 
-    def full(content: bytes, target: ObjectStoragePath) -> None:
-        raise OSError("no space left")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(journals, "_put", full)
-        with pytest.raises(OSError, match="no space"):
-            journal.write([entry("a")])
-    assert journal.rows == {}
-    journal.write([entry("b")])
-    assert Journal.reading(folder).rows.keys() == {"b"}
+def test_a_summary_is_read_row_by_row_so_that_no_other_thread_waits_for_all_of_it(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(journals, "SEGMENTS_PER_SNAPSHOT", 1)
+    first = Journal.opened(folder, OWNER)
+    keys = [f"{number:03}" for number in range(200)]
+    for half in (keys[:100], keys[100:]):
+        first.write([submitted(key, fingerprint="\u2028\x85\n") for key in half])
+    Journal.opened(folder, OWNER)
+    for path in segments(folder):
+        path.write_text("not read any more")
+    [path] = (folder / "snapshots").iterdir()
+    loads, lengths = json.loads, list[int]()
+
+    def noted(text: Any, **more: Any) -> Any:
+        lengths.append(len(text))
+        return loads(text, **more)
+
+    monkeypatch.setattr(json, "loads", noted)
+    assert Journal.reading(folder).rows.keys() == set(keys)
+    assert max(lengths) < len(path.read_bytes()) / 50
+
+
+@pytest.mark.parametrize("damage", ["cut", "garbled"])
+def test_a_summary_of_which_a_part_is_gone_is_an_error(
+    folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    monkeypatch.setattr(journals, "SEGMENTS_PER_SNAPSHOT", 1)
+    first = Journal.opened(folder, OWNER)
+    for key in "abc":
+        first.write([submitted(key)])
+    Journal.opened(folder, OWNER)
+    [path] = (folder / "snapshots").iterdir()
+    text = path.read_text()
+    path.write_text(text[: text.rindex("\n", 0, -1) + 1] if damage == "cut" else text[:-20])
+    for read in READS:
+        with pytest.raises(FalSubmitOutcomeUnknown, match="journal cannot be read"):
+            read(folder)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import json
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +20,9 @@ from airflow.sdk.exceptions import AirflowFailException, TaskDeferred
 from botocore.exceptions import EndpointConnectionError  # type: ignore[import-untyped]
 
 from airflow_provider_uniapi_fal.batch import batch as batches
-from airflow_provider_uniapi_fal.batch import session
+from airflow_provider_uniapi_fal.batch import session, submit_pace
 from airflow_provider_uniapi_fal.batch.accounting import shortfall
+from airflow_provider_uniapi_fal.batch.submit_pace import SubmitPace
 from airflow_provider_uniapi_fal.exceptions import (
     FalBalanceError,
     FalContentRefused,
@@ -41,6 +45,7 @@ from airflow_provider_uniapi_fal.landing.manifest import (
     verify_files,
     write_manifest,
 )
+from airflow_provider_uniapi_fal.ledger import journal as journals
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.rows import Step
 from airflow_provider_uniapi_fal.ledger.task_state import BATCH_KEY
@@ -53,7 +58,19 @@ from airflow_provider_uniapi_fal.protocol.errors import FailureKind, unknown_out
 from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
 from airflow_provider_uniapi_fal.triggers import batch as triggers
 from tests.batch.tasks import MODES, BatchTask, counts, table
-from tests.fakes import KEY, MODEL, PROMPT, Exchange, ScriptedServer, calls, fired, handle, posts
+from tests.fakes import (
+    KEY,
+    MODEL,
+    PROMPT,
+    Exchange,
+    ScriptedServer,
+    calls,
+    fired,
+    handle,
+    posts,
+    set_connection,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.running import Emulator
@@ -407,17 +424,19 @@ def test_a_post_that_breaks_lets_the_others_of_its_wave_come_to_their_end(
 ) -> None:
     emulator = start(faults=["slow on=submit seconds=1.0"])
     task = blocking(requests=table(8), max_in_flight=4)
-    prepare = FalHook.prepare
-    asked: list[Any] = []
+    apost = FalHook.apost
+    asked: list[str] = []
 
-    def broken(self: FalHook, model: object, arguments: Any, **more: Any) -> Any:
-        asked.append(arguments)
-        if len(asked) == 8 + 2:
+    async def broken(self: FalHook, model: str, request: Any, **more: Any) -> Any:
+        asked.append(model)
+        if len(asked) == 2:
+            while posts(emulator) < 3:
+                await asyncio.sleep(0.01)
             raise RuntimeError("a defect")
-        return prepare(self, model, arguments, **more)
+        return await apost(self, model, request, **more)
 
     with monkeypatch.context() as patch:
-        patch.setattr(FalHook, "prepare", broken)
+        patch.setattr(FalHook, "apost", broken)
         with pytest.raises(RuntimeError, match="a defect"):
             task.run()
     steps = [state.step for state in journal_of(task).rows.values()]
@@ -1352,6 +1371,142 @@ def test_a_store_that_fails_before_the_posts_leaves_nothing_unknown(
     assert posts(emulator) == 0
     assert counts(task.next_try().run()) == {"asked": 3, "succeeded": 3}
     assert posts(emulator) == 3
+
+
+@pytest.fixture
+def failing_store(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Return a function that lets the store fail at segments with a step in them; before it has written, or after."""
+    put = journals._put
+    monkeypatch.setattr(journals, "backoff", lambda attempt, jitter: 0.0)
+
+    def fails(step: Step | None, times: int, *, has_written: bool) -> None:
+        failed: list[str] = []
+
+        def away(content: bytes, target: ObjectStoragePath) -> None:
+            told = step is None or f'"step": "{step.value}"'.encode() in content
+            fails = target.parent.name == "segments" and told and len(failed) < times
+            if not fails or has_written:
+                put(content, target)
+            if fails:
+                failed.append(target.name)
+                raise EndpointConnectionError(endpoint_url="http://x")
+
+        monkeypatch.setattr(journals, "_put", away)
+
+    return fails
+
+
+@pytest.mark.parametrize("has_written", [False, True])
+@pytest.mark.parametrize("step", [Step.INTENT, Step.SUBMITTED, Step.SUCCEEDED, Step.DELIVERED])
+def test_a_store_that_fails_for_a_while_costs_a_batch_nothing(
+    start: Start, blocking: New, failing_store: Callable[..., None], step: Step, has_written: bool
+) -> None:
+    emulator = start()
+    failing_store(step, journals.WRITE_ATTEMPTS - 1, has_written=has_written)
+    task = blocking()
+    assert counts(task.run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 3
+
+
+@pytest.mark.parametrize("has_written", [False, True])
+def test_intents_that_the_store_does_not_take_are_known_not_to_be_sent(
+    start: Start, blocking_anywhere: New, failing_store: Callable[..., None], has_written: bool
+) -> None:
+    emulator = start()
+    failing_store(Step.INTENT, journals.WRITE_ATTEMPTS, has_written=has_written)
+    task = blocking_anywhere()
+    with pytest.raises(EndpointConnectionError):
+        task.run()
+    assert posts(emulator) == 0
+    assert {state.step for state in journal_of(task).rows.values()} == {Step.NOT_TAKEN}
+    assert counts(task.next_try().run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 3
+
+
+def test_the_jobs_that_the_store_does_not_take_are_named_in_the_log_and_not_posted_again(
+    start: Start, blocking: New, failing_store: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: list[str] = []
+    monkeypatch.setattr(FalBatchOperator, "_say", lambda self, line: said.append(line))
+    emulator = start()
+    task = blocking()
+    failing_store(Step.SUBMITTED, 10**6, has_written=False)
+    with pytest.raises(EndpointConnectionError):
+        task.run()
+    jobs = [job["request_id"] for job in emulator.account()["jobs"]]
+    assert len(jobs) == 3
+    for job in jobs:
+        assert sum(f"was accepted as request {job}, which may be billed" in line for line in said) == 1
+    failing_store(None, 0, has_written=True)
+    with pytest.raises(FalSubmitOutcomeUnknown):
+        task.next_try().run()
+    assert posts(emulator) == 3
+
+
+@pytest.mark.parametrize("ask_every", [submit_pace.ASK_EVERY, 60.0], ids=["asked", "cut off"])
+def test_what_the_gateway_told_to_wait_is_not_sent_when_the_try_is_broken_off(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch, ask_every: float
+) -> None:
+    """Whether it asks while it waits, or is cut off in its pause."""
+    monkeypatch.setattr(submit_pace, "ASK_EVERY", ask_every)
+    monkeypatch.setattr(session, "LAST_WAVE_SECONDS", 0.0)
+    emulator = start(faults=["rate-limit retry_after=60"])
+    set_connection(monkeypatch, emulator.url, connect_timeout=1, read_timeout=1)
+    told = told_to_wait(monkeypatch)
+
+    def broken(self: session.Session) -> None:
+        if len(told) == 2:
+            raise TimeoutError("execution_timeout")
+
+    task = blocking(requests=table(4), max_in_flight=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "_say_how_far", broken)
+        with pytest.raises(TimeoutError):
+            task.run()
+    assert posts(emulator) == 2
+    assert {state.step for state in journal_of(task).rows.values()} == {Step.NOT_TAKEN}
+    emulator.clear_faults()
+    assert counts(task.next_try().run()) == {"asked": 4, "succeeded": 4}
+    assert posts(emulator) == 2 + 4
+
+
+def told_to_wait(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Return a list that gets the pause of each submit that the gateway tells to wait."""
+    told: list[float] = []
+    pause = SubmitPace.pause
+
+    def noted(self: SubmitPace, seconds: float) -> None:
+        told.append(seconds)
+        pause(self, seconds)
+
+    monkeypatch.setattr(SubmitPace, "pause", noted)
+    return told
+
+
+def test_a_kill_ends_the_pauses_that_the_gateway_asked_for_and_leaves_nothing_unknown(
+    start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(task_states, "states_of", lambda ti: {"running"})
+    emulator = start(faults=["rate-limit retry_after=60"])
+    told = told_to_wait(monkeypatch)
+    task = blocking(requests=table(4), max_in_flight=2)
+    running = task.operator()
+
+    def kill() -> None:
+        wait_until(lambda: len(told) == 2)
+        running.on_kill()
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    begun = time.monotonic()
+    with pytest.raises(FalProtocolError, match="interrupted"):
+        running.execute(task.context)
+    killer.join()
+    assert time.monotonic() - begun < 50
+    assert posts(emulator) == 2
+    assert {state.step for state in journal_of(task).rows.values()} == {Step.NOT_TAKEN}
+    emulator.clear_faults()
+    assert counts(task.next_try().run()) == {"asked": 4, "succeeded": 4}
 
 
 def test_a_kill_posts_nothing_more(start: Start, blocking: New, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from airflow.sdk.serde import deserialize, serialize
 from airflow_provider_uniapi_fal.exceptions import FalSubmitOutcomeUnknown
 from airflow_provider_uniapi_fal.hooks import fal as hooks
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.ledger import journal as journals
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.rows import Entry, Step, Try, state_of
 from airflow_provider_uniapi_fal.protocol import cadence
@@ -213,6 +215,31 @@ def test_what_ends_while_results_are_written_down_is_not_asked_for_again(
     monkeypatch.setattr(Journal, "write", slowly)
     event = fired(trigger(folder, land_every=2))
     assert (event["ready"], event["running"]) == (len(keys), 0)
+
+
+def test_a_store_that_fails_for_a_while_ends_no_wait_and_holds_up_no_other_trigger(
+    start: Start, folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(run_seconds=0.2)
+    submit(folder, "a", "b")
+    put, waited = journals._put, list[threading.Thread]()
+
+    def away(content: bytes, target: ObjectStoragePath) -> None:
+        if len(waited) < journals.WRITE_ATTEMPTS - 1:
+            raise OSError("SlowDown")
+        put(content, target)
+
+    def pause(attempt: int, jitter: float) -> float:
+        waited.append(threading.current_thread())
+        return 0.0
+
+    monkeypatch.setattr(journals, "_put", away)
+    monkeypatch.setattr(journals, "backoff", pause)
+    event = fired(trigger(folder))
+    assert (event["ready"], event["running"]) == (2, 0)
+    assert steps(folder) == {"a": Step.SUCCEEDED, "b": Step.SUCCEEDED}
+    assert len(waited) == journals.WRITE_ATTEMPTS - 1
+    assert threading.main_thread() not in waited
 
 
 def test_a_few_jobs_of_a_model_that_is_not_known_tell_when_to_look_at_the_others(

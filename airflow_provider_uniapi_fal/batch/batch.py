@@ -140,7 +140,7 @@ class Batch:
             model=model,
             dialect=dialect,
             schema=None if schema is None else schema_of(schema),
-            check_name=lambda row: self.names_of(row, None).check(),
+            check_name=lambda row: self.names_of(row, None).check_ahead(),
             say=self.say,
         )
         remarks = Counter(

@@ -461,7 +461,8 @@ class Session:
         """Return what is to be written down of a row whose result the gateway did not give (again)."""
         state = self._journal.rows[key]
         if result is None or landing.error is None:
-            return self._not_landed(state, failure, {})
+            over = ends_the_job(failure) and not failure.may_run
+            return self._not_landed(state, failure, {}, over=over)
         refused = landing.error.failure
         if failure.kind not in _NO_OTHER:
             # It may have other addresses when it answers: the file is not to be given up.
@@ -482,12 +483,14 @@ class Session:
             "flagged": result.flagged,
         }
         if landing.error is not None:
+            # The job has succeeded: whatever else keeps its files from being landed, the next try may have mended.
             return self._not_landed(state, landing.error.failure.about(result.handle.request_id), landed)
         return Entry.about(state, Step.DELIVERED, self._try, now=time.time(), landed=landed)
 
-    def _not_landed(self, state: RowState, failure: Failure, landed: Mapping[str, Any]) -> Entry:
-        gone = failure.kind is FailureKind.RESULT_EXPIRED
-        over = gone or (ends_the_job(failure) and not failure.may_run)
+    def _not_landed(
+        self, state: RowState, failure: Failure, landed: Mapping[str, Any], *, over: bool = False
+    ) -> Entry:
+        over = over or failure.kind is FailureKind.RESULT_EXPIRED
         failure = in_words_of_a_batch(replace(failure, may_run=False)) if over else failure
         step = Step.ENDED if over else Step.UNLANDED
         return Entry.about(state, step, self._try, now=time.time(), failure=failure, landed=dict(landed))

@@ -1152,6 +1152,50 @@ def test_storage_that_takes_a_file_not_now_harms_no_other_row_and_the_next_try_l
     assert posts(emulator) == 4
 
 
+@pytest.mark.parametrize(
+    ("template", "length"),
+    [("{key}-{request_id}", 190), ("{key}-{seed}", 190), ("{key}-{seed:d}", 7)],
+    ids=["id", "seed", "no-seed"],
+)
+def test_a_name_that_a_result_could_make_impossible_is_refused_before_anything_is_posted(
+    start: Start, blocking: New, template: str, length: int
+) -> None:
+    emulator = start()
+    rows = [{**table(1)[0], "key": "k" * length}]
+    with pytest.raises(FalInputError, match="name of a landed file"):
+        blocking(requests=rows, name_template=template).run()
+    assert emulator.requests() == []
+
+
+@pytest.mark.parametrize("template", ["{request_id}", "x/{request_id}", "{hash}"])
+def test_a_file_may_be_named_by_what_only_its_result_knows(
+    start: Start, blocking: New, template: str
+) -> None:
+    emulator = start()
+    task = blocking(name_template=template)
+    assert counts(task.run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 3
+    for row in task.manifest().values():
+        [file] = row["files"]
+        known = {"request_id": row["request_id"], "hash": file["sha256"][:16]}
+        assert file["path"].endswith(f"/{template.format(**known)}.jpg")
+
+
+def test_a_name_that_fails_when_the_job_is_paid_for_is_corrected_by_a_clear_without_a_post(
+    start: Start, new: New
+) -> None:
+    emulator = start(faults=[f"body on=result seed={10**60}"], **SHORT)
+    task = new(requests=[{**table(1)[0], "key": "k" * 150}], name_template="{key}-{seed}")
+    with pytest.raises(FalInputError):
+        task.run()
+    [row] = task.manifest().values()
+    assert (row["outcome"], row["error"]["billed"]) == ("failed", "maybe")
+    assert "no name of a file" in row["error"]["message"]
+    assert "Nothing was sent" not in row["error"]["message"]
+    assert counts(task.next_try(cleared=True).run(name_template="{key}")) == {"asked": 1, "succeeded": 1}
+    assert posts(emulator) == 1
+
+
 def test_a_landing_that_breaks_lets_the_others_be_written_down(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

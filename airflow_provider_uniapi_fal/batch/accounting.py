@@ -72,6 +72,7 @@ def manifest_row(row: Row, state: RowState | None, *, with_arguments: bool) -> M
     failure = failure_of(state)
     return replace(
         made,
+        fal_conn_id=state.handle.fal_conn_id if state.handle else row.fal_conn_id,
         request_id=state.handle.request_id if state.handle else None,
         seed=landed.get("seed"),
         error=None if failure is None else RowError.of(failure),

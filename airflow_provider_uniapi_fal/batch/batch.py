@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from airflow_provider_uniapi_fal.batch.planning import OWED, Plan, plan
 from airflow_provider_uniapi_fal.batch.requests import MAX_NAMED, Row, checked_rows, named, read_rows
 from airflow_provider_uniapi_fal.batch.session import Session, SessionSettings
 from airflow_provider_uniapi_fal.exceptions import FalError, FalResultExpired, error_of
+from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.landing.inputs import schema_of, unread
 from airflow_provider_uniapi_fal.landing.manifest import (
     Manifest,
@@ -43,10 +45,9 @@ if TYPE_CHECKING:
 
     from airflow.sdk import ObjectStoragePath
 
-    from airflow_provider_uniapi_fal.hooks.fal import FalHook
     from airflow_provider_uniapi_fal.ledger.record import Seen
     from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, RowState, Try
-    from airflow_provider_uniapi_fal.protocol.job import JobResult
+    from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 
 MANIFEST_NAME = "manifest.jsonl"
 
@@ -89,7 +90,7 @@ class Batch:
     """
     A batch, as one try works on it.
 
-    :param hook: the account
+    :param hook: the account that submits
     :param owner: whose batch it is
     :param this_try: which try this is
     :param say: takes each line for the log
@@ -108,6 +109,7 @@ class Batch:
     session: Session | None = None
     stopped: Failure | None = None
     _seen: dict[str, Seen] = field(default_factory=dict)
+    _hooks: dict[str, FalHook] = field(default_factory=dict)
 
     @property
     def to_make(self) -> dict[str, Row]:
@@ -228,6 +230,13 @@ class Batch:
             request_id="" if result is None else result.handle.request_id,
         )
 
+    def hook_of(self, handle: JobHandle) -> FalHook:
+        """Return the hook of the connection that a job was submitted through: no other account knows it."""
+        conn_id = handle.fal_conn_id
+        if conn_id == self.hook.fal_conn_id:
+            return self.hook
+        return self._hooks.setdefault(conn_id, FalHook(conn_id))
+
     def dry_run(self) -> dict[str, Any]:
         """Say what would be done, and do nothing; return the counts."""
         states = Journal.reading(self.folder).rows
@@ -346,17 +355,21 @@ class Batch:
         ]
         if not lost:
             return
-        _ = self.hook.account  # read once, not in each thread
+        for hook in {self.hook_of(state.handle) for state in lost if state.handle is not None}:
+            with suppress(Exception):  # who asks says what is wrong with it
+                _ = hook.account  # read once, not in each thread
         with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
             self._seen.update(pool.map(self._look, lost))
 
     def _look(self, state: RowState) -> tuple[str, Seen]:
         key = state.entry.key
         try:
-            return key, None if state.handle is None else self.hook.status(state.handle).state
+            return key, None if state.handle is None else self.hook_of(state.handle).status(
+                state.handle
+            ).state
         except FalResultExpired:
             return key, GONE
-        except FalError as error:
+        except Exception as error:  # noqa: BLE001 - its connection may be gone, which is no word of the gateway's
             self.say(f"Where the job of row {key!r} stands is not known: {error}")
             return key, None
 
@@ -366,6 +379,7 @@ class Batch:
             plan=made,
             journal=journal,
             hook=self.hook,
+            hook_of=self.hook_of,
             this_try=self.this_try,
             watch=self.watch,
             settings=self.work,

@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.landing.names import Names
     from airflow_provider_uniapi_fal.ledger.journal import Journal
     from airflow_provider_uniapi_fal.protocol.dialects.base import Submitted
-    from airflow_provider_uniapi_fal.protocol.job import JobResult
+    from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
     from airflow_provider_uniapi_fal.protocol.messages import HttpRequest
 
 #: Rows of one wave: what a crash can leave unknown at most.
@@ -100,6 +100,8 @@ class Session:
     :param rows: all rows, by key
     :param plan: what is to be done about them
     :param journal: opened for posting
+    :param hook: the account that submits
+    :param hook_of: through what a job is asked about
     :param names_of: how the files of a row are called
     :param say: takes each line for the log
     :param kept: files of earlier manifests, which stay as they are
@@ -112,6 +114,7 @@ class Session:
         plan: Plan,
         journal: Journal,
         hook: FalHook,
+        hook_of: Callable[[JobHandle], FalHook],
         this_try: Try,
         watch: WatchSettings,
         settings: SessionSettings,
@@ -124,6 +127,7 @@ class Session:
         self._plan = plan
         self._journal = journal
         self._hook = hook
+        self._hook_of = hook_of
         self._try = this_try
         self._watch = watch
         self._settings = settings
@@ -445,12 +449,21 @@ class Session:
             if state.handle is None:
                 raise ValueError(f"row {key!r} has neither a result nor a job")
             try:
-                found = await self._hook.aresult(state.handle)
+                found = await self._result_again(state.handle)
             except FalError as error:
                 failure = error.failure.about(state.handle.request_id)
                 return self._no_result(key, result, landing, failure)
             result = found if result is None else replace(result, media=found.media)
             return self._landed(key, result, await self._landing(key, result, landing.files))
+
+    async def _result_again(self, handle: JobHandle) -> JobResult:
+        hook = self._hook_of(handle)
+        try:
+            await hook.aaccount()
+        except Exception as error:
+            # The gateway was not asked, so this says nothing of the job.
+            raise error_of(_cannot_ask(handle, error)) from error
+        return await hook.aresult(handle)
 
     async def _landing(self, key: str, result: JobResult, already: Sequence[LandedFile] = ()) -> Landing:
         names = self._names_of(self._rows[key], result)
@@ -514,6 +527,18 @@ def files_of(state: RowState) -> list[LandedFile]:
 def _is_away(landing: Landing) -> bool:
     """Whether media are not where the result says, so that a fresh address may help."""
     return landing.error is not None and landing.error.failure.http_status in (403, 404, 410)
+
+
+def _cannot_ask(handle: JobHandle, error: Exception) -> Failure:
+    said = error.failure.what if isinstance(error, FalError) else type(error).__name__
+    return Failure(
+        FailureKind.PROTOCOL,
+        what=f"The connection {handle.fal_conn_id!r}, through which it was submitted, cannot be read: {said}",
+        retry_does="asks for the result again; nothing is submitted for it.",
+        advice="The job is done and is not paid again. Keep the connection until its jobs are landed.",
+        billed="maybe",
+        request_id=handle.request_id,
+    )
 
 
 def _interrupted() -> Failure:

@@ -53,7 +53,18 @@ from airflow_provider_uniapi_fal.protocol.errors import FailureKind, unknown_out
 from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
 from airflow_provider_uniapi_fal.triggers import batch as triggers
 from tests.batch.tasks import MODES, BatchTask, counts, table
-from tests.fakes import KEY, MODEL, PROMPT, Exchange, ScriptedServer, calls, fired, handle, posts
+from tests.fakes import (
+    KEY,
+    MODEL,
+    PROMPT,
+    Exchange,
+    ScriptedServer,
+    calls,
+    fired,
+    handle,
+    posts,
+    set_connection,
+)
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.running import Emulator
@@ -1378,6 +1389,80 @@ def test_a_cleared_batch_asks_for_the_jobs_that_were_not_found_before_it_pays_fo
         emulator.clear_faults()
         assert counts(task.next_try(cleared=True).run()) == {"asked": 3, "succeeded": 3}
     assert posts(emulator) == (6 if gone else 3)
+
+
+Two = tuple["Emulator", "Emulator"]
+
+
+@pytest.fixture
+def two_gateways(start: Start, monkeypatch: pytest.MonkeyPatch) -> Two:
+    """Return the gateways of the connections ``fal_default``, where results are long, and ``fal_other``."""
+    one = start(run_seconds=0.5, faults=["oversized on=result size=2000000"])
+    other = start()
+    set_connection(monkeypatch, one.url)
+    return one, other
+
+
+def submitted_with_long_results(task: BatchTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a try that is killed when the results are there, which are too long for the journal."""
+
+    async def killed(self: session.Session, keys: Any) -> None:
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "_land", killed)
+        with pytest.raises(OSError, match="killed"):
+            task.run()
+    assert Step.SUCCEEDED in {state.step for state in journal_of(task).rows.values()}
+
+
+def test_a_try_with_another_connection_fetches_results_through_that_of_their_jobs(
+    two_gateways: Two, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two_gateways
+    task = blocking()
+    submitted_with_long_results(task, monkeypatch)
+    assert counts(task.next_try().run(fal_conn_id="fal_other")) == {"asked": 3, "succeeded": 3}
+    assert (posts(one), other.requests()) == (3, [])
+    assert {row["fal_conn_id"] for row in task.manifest().values()} == {"fal_default"}
+
+
+def test_a_connection_that_is_gone_gives_up_no_result_of_its_jobs(
+    two_gateways: Two, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two_gateways
+    task = blocking()
+    submitted_with_long_results(task, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.delenv("AIRFLOW_CONN_FAL_DEFAULT")
+        for cleared in (False, True):
+            with pytest.raises(FalError):
+                task.next_try(cleared=cleared).run(fal_conn_id="fal_other")
+    messages = [row["error"]["message"] for row in task.manifest().values()]
+    assert any("The connection 'fal_default'" in message for message in messages)
+    assert counts(task.next_try(cleared=True).run(fal_conn_id="fal_other")) == {"asked": 3, "succeeded": 3}
+    assert (posts(one), other.requests()) == (3, [])
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_cleared_batch_with_another_connection_asks_that_of_the_jobs_that_were_not_found(
+    two_gateways: Two, blocking: New, monkeypatch: pytest.MonkeyPatch, readable: bool
+) -> None:
+    one, other = two_gateways
+    one.clear_faults()
+    one.add_fault("server-error on=status status=404")
+    task = blocking(poke_interval=0.02, timeout=5.0)
+    with pytest.raises(FalError):
+        task.run()
+    one.clear_faults()
+    with monkeypatch.context() as patch:
+        if not readable:
+            patch.delenv("AIRFLOW_CONN_FAL_DEFAULT")
+        with contextlib.suppress(FalError):
+            task.next_try(cleared=True).run(fal_conn_id="fal_other")
+    assert (posts(one), other.requests()) == (3, [])
+    if readable:
+        assert set(task.outcomes().values()) == {"succeeded"}
 
 
 def test_a_store_that_fails_before_the_posts_leaves_nothing_unknown(

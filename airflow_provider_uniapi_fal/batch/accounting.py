@@ -24,11 +24,20 @@ _NO_RETRY = {
     FailureKind.CONTENT_REFUSED,
     FailureKind.BALANCE,
     FailureKind.AUTH,
-    FailureKind.QUEUE_TIMEOUT,
-    FailureKind.TIMEOUT,
     FailureKind.SUBMIT_OUTCOME_UNKNOWN,
     FailureKind.RESULT_EXPIRED,
 }
+
+_TIME_OUTS = {FailureKind.QUEUE_TIMEOUT, FailureKind.TIMEOUT}
+
+#: Failures of a job that a retry finds as they are, unless the job may still run or they may pass.
+_FOR_GOOD = {FailureKind.JOB_FAILED, FailureKind.JOB_CANCELLED, *_TIME_OUTS}
+
+_RETRY_DOES = "takes up what runs, lands what is there and submits only what never was or ended unbilled."
+_CLEAR_DOES = (
+    "Once cleared, the task looks at the jobs that may run, lands the results that are there and submits the other "
+    "rows without success again, but for unknown ones."
+)
 
 
 def outcome_of(state: RowState | None) -> str:
@@ -160,20 +169,31 @@ def shortfall(
     hopeless = _NO_RETRY - (
         {FailureKind.SUBMIT_OUTCOME_UNKNOWN} if on_unknown_submit == "resubmit" else set()
     )
-    helped = [failure for failure in failures if failure.transient or failure.kind not in hopeless]
-    may_help = [f for f in helped if not (f.kind is FailureKind.JOB_FAILED and not f.transient)]
+    may_help = Counter(
+        # Time-outs alone keep their class, which Airflow retries, too.
+        failure.kind if failure.kind in _TIME_OUTS and not failure.transient else FailureKind.JOB_FAILED
+        for failure in failures
+        if failure.transient
+        or (failure.kind not in hopeless and (failure.may_run or failure.kind not in _FOR_GOOD))
+    )
     # What a failed row has held up (its kind is that of a failed job) goes out if the retry can mend that row.
-    held_up = stopped is not None and stopped.kind in {*_NO_RETRY, FailureKind.JOB_FAILED}
+    held_up = stopped is not None and stopped.kind in {*_NO_RETRY, *_FOR_GOOD}
     never_sent = counts["missing"] > 0 and not held_up
     kind: FailureKind
     if stopped is not None and stopped.kind in (FailureKind.AUTH, FailureKind.BALANCE):
         kind = stopped.kind
-    elif may_help or never_sent or not kinds:
+    elif FailureKind.JOB_FAILED in may_help or never_sent or not kinds:
         kind = FailureKind.JOB_FAILED
     else:
-        kind = kinds.most_common(1)[0][0]
+        kind = (may_help or kinds).most_common(1)[0][0]
+    if kind in _NO_RETRY:
+        retry_does = f"is not made by Airflow: it could not help. {_CLEAR_DOES}"
+    elif may_help or never_sent:
+        retry_does = _RETRY_DOES
+    else:
+        retry_does = f"submits nothing: it could not help. {_CLEAR_DOES}"
+    flagged = counts["flagged"] > 0 and on_flagged == "fail"
     told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
-    retry = kind not in _NO_RETRY
     why = "" if stopped is None else f" {stopped.what}"
     if failures and stopped is None:
         [(reason, times)] = Counter(failure.what for failure in failures).most_common(1)
@@ -182,11 +202,9 @@ def shortfall(
         kind,
         what=f"Of {len(rows)} rows, {successes} are a success, and min_success_ratio={min_success_ratio:g} asks "
         f"for more: {told}.{why}",
-        retry_does="takes up what runs, lands what is there and submits only what never was or ended unbilled."
-        if retry
-        else "is not made by Airflow: it could not help. Once cleared, the task submits the rows without success "
-        "again, but for unknown ones.",
-        advice="The manifest says of each row what became of it and of the money.",
+        retry_does=retry_does,
+        advice=("Flagged rows are made again by a clear with on_clear='all' only. " if flagged else "")
+        + "The manifest says of each row what became of it and of the money.",
         billed="maybe",
         may_run=any(failure.may_run for failure in failures),
     )

@@ -37,6 +37,7 @@ from airflow_provider_uniapi_fal.landing import media, storage
 from airflow_provider_uniapi_fal.landing.manifest import (
     Manifest,
     ManifestRow,
+    RowError,
     read_manifest,
     verify_files,
     write_manifest,
@@ -49,7 +50,7 @@ from airflow_provider_uniapi_fal.operators.batch import FalBatchOperator
 from airflow_provider_uniapi_fal.protocol import watching
 from airflow_provider_uniapi_fal.protocol.cadence import Experience
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
-from airflow_provider_uniapi_fal.protocol.errors import FailureKind, unknown_outcome
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
 from airflow_provider_uniapi_fal.triggers import batch as triggers
 from tests.batch.tasks import MODES, BatchTask, counts, table
@@ -1016,6 +1017,65 @@ def test_a_job_out_of_time_is_cancelled_and_named_and_the_others_are_landed(star
     emulator.clear_faults()
     assert counts(task.next_try().run()) == {"asked": 3, "succeeded": 3}
     assert posts(emulator) == 4
+
+
+@pytest.mark.parametrize("refused", [2, 0], ids=["among-refused", "alone"])
+def test_a_time_out_of_a_job_that_may_run_is_retried_and_the_retry_lands_its_result(
+    start: Start, new: New, refused: int
+) -> None:
+    emulator = start(run_seconds=6.0, cancel="ignored")
+    for n in range(refused):
+        emulator.add_fault(fault="job", match=f"{PROMPT} 00{n}", failure="refused", run_seconds=0)
+    task = new(requests=table(3), timeout=1.0)
+    with pytest.raises(FalTimeout, match="A retry takes up what runs") as raised:
+        task.run()
+    assert not isinstance(raised.value, AirflowFailException)
+    assert raised.value.may_run
+    if refused:
+        with pytest.raises(FalContentRefused, match="1 succeeded, 2 refused"):
+            task.next_try().run(timeout=60.0)
+    else:
+        assert counts(task.next_try().run(timeout=60.0)) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 3
+
+
+def failure_of_rows(*failures: Failure, outcome: str = "failed", **policy: Any) -> Failure:
+    """Return what becomes of a batch of one row more than failures, which has the outcome."""
+    rows = [
+        ManifestRow(
+            key=str(n),
+            index=n,
+            model=MODEL,
+            dialect="fal",
+            fal_conn_id="fal_default",
+            outcome=failure.outcome if failure else outcome,
+            arguments_sha256=None,
+            error=RowError.of(failure) if failure else None,
+            posts=1 if failure or outcome != "missing" else 0,
+        )
+        for n, failure in enumerate([*failures, None])
+    ]
+    policy = {"on_flagged": "keep", "on_unknown_submit": "fail", "stopped": None, **policy}
+    found = shortfall(rows, failures, min_success_ratio=1.0, **policy)
+    assert found is not None
+    return found
+
+
+def gone_wrong(kind: FailureKind, **more: Any) -> Failure:
+    return Failure(kind, what="It went wrong.", retry_does="does something.", **{"billed": "maybe", **more})
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [FailureKind.TIMEOUT, FailureKind.QUEUE_TIMEOUT, FailureKind.JOB_CANCELLED, FailureKind.JOB_FAILED],
+)
+def test_what_ended_for_good_is_not_said_to_be_made_by_a_retry(kind: FailureKind) -> None:
+    failed = failure_of_rows(gone_wrong(kind), outcome="succeeded")
+    assert failed.kind is kind
+    assert "A retry submits nothing" in str(failed)
+    # A retry that mends another row is made for that one.
+    other = gone_wrong(FailureKind.JOB_FAILED, transient=True, billed="no")
+    assert "A retry takes up what runs" in str(failure_of_rows(gone_wrong(kind), other))
 
 
 def test_media_that_cannot_be_had_now_are_landed_by_the_next_try_without_a_post(

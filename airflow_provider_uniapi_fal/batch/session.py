@@ -147,6 +147,11 @@ class Session:
         self.tally = Tally(len(rows), journal.rows.values(), now=time.monotonic())
         self.stopped: Failure | None = None
 
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether rows are to be submitted as soon as there are fewer unfinished jobs."""
+        return bool(self._to_post) and self.stopped is None
+
     def interrupt(self) -> None:
         """Post nothing more, and end soon; may be called from a signal handler."""
         self._interrupted = True

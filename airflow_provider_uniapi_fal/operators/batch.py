@@ -334,12 +334,18 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
         """Wait in the triggerer; does not return."""
         now = time.time()
         every = self.land_every if self.max_unfinished is None else min(self.land_every, self.max_unfinished)
+        more = batch.session is not None and batch.session.waits_for_room
         longest = max((s.handle.submitted_at for s in still_running(journal) if s.handle), default=now)
         self.defer(
             trigger=FalBatchTrigger.of(
                 journal,
                 batch.watch,
-                LandSettings(every, self.land_after, min(self.defer_after, LAND_AHEAD_SECONDS)),
+                LandSettings(
+                    every,
+                    self.land_after,
+                    min(self.defer_after, LAND_AHEAD_SECONDS),
+                    room_below=(self.max_unfinished or 0) if more else 0,
+                ),
                 batch.this_try,
                 cancel_on_kill=self.cancel_on_kill,
                 hold_until=now + RACE_SECONDS,

@@ -7,9 +7,10 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from airflow.sdk import Asset, ObjectStoragePath
@@ -69,6 +70,7 @@ from tests.fakes import (
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.running import Emulator
+    from airflow_provider_uniapi_fal.triggers.batch import FalBatchTrigger
     from tests.fakes import Start
 
 New = Callable[..., BatchTask]
@@ -252,6 +254,25 @@ def most_at_once(emulator: Emulator) -> int:
         found += {"submit": 1, "result": -1}.get(request["operation"], 0)
         most = max(most, found)
     return most
+
+
+def test_a_job_that_fails_makes_room_for_another_while_the_rest_still_runs(
+    start: Start, tmp_path: Path
+) -> None:
+    emulator = start(run_seconds=0.3)
+    emulator.add_fault(fault="job", match=f"{PROMPT} 000", run_seconds=15)
+    emulator.add_fault(fault="job", match=f"{PROMPT} 001", failure="refused", run_seconds=0.3)
+    options = {"max_unfinished": 2, "land_after": 0.2, **MODES["deferrable"]}
+    task = BatchTask(f"file://{tmp_path}/night", requests=table(4), **options)
+    go = partial(task.operator().execute, task.context)
+    while posts(emulator) < 4:
+        with pytest.raises(TaskDeferred) as deferral:
+            go()
+        if posts(emulator) < 4:
+            go = partial(task.operator().execute_complete, task.context, fired(deferral.value))
+    assert journal_of(task).rows["row-000"].step is Step.SUBMITTED
+    # When all are submitted, there is nothing more to make room for.
+    assert cast("FalBatchTrigger", deferral.value.trigger).room_below == 0
 
 
 def test_results_are_landed_while_others_still_run(start: Start, tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ from airflow_provider_uniapi_fal.landing.manifest import (
 from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE, Names
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner, journal_folder
 from airflow_provider_uniapi_fal.ledger.record import GONE
-from airflow_provider_uniapi_fal.ledger.rows import is_to_be_looked_for
+from airflow_provider_uniapi_fal.ledger.rows import Step, is_to_be_looked_for
 from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.errors import Failure, bad_input
 from airflow_provider_uniapi_fal.triggers.batch import WatchSettings, still_running, waiting_to_land
@@ -113,7 +113,7 @@ class Batch:
 
     @property
     def to_make(self) -> dict[str, Row]:
-        """The rows that are not in an earlier manifest, by key."""
+        """The rows that are not taken from an earlier manifest, by key."""
         return {row.key: row for row in self.rows if row.key not in self.earlier}
 
     @property
@@ -153,6 +153,7 @@ class Batch:
         for remark, rows in remarks.items():
             self.say(f"{remark} ({rows} rows)")
         self.earlier = _landed_before(self.settings.skip_existing)
+        self._keep_what_is_this_batchs()
         self._look_at_changed_rows()
         count = len(self.to_make)
         if self.settings.max_jobs is not None and count > self.settings.max_jobs:
@@ -162,6 +163,14 @@ class Batch:
                     "Nothing was submitted. Look at the table, or raise max_jobs.",
                 )
             )
+
+    def _keep_what_is_this_batchs(self) -> None:
+        """Leave rows out of the earlier manifests that this batch has a job or media of: one may have grown since."""
+        if not any(row.key in self.earlier for row in self.rows):
+            return
+        for key, state in Journal.reading(self.folder).rows.items():
+            if state.step in OWED or state.step is Step.DELIVERED:
+                self.earlier.pop(key, None)
 
     def _look_at_changed_rows(self) -> None:
         """Do with rows that ask for something else than what the earlier manifests have of them as the policy says."""

@@ -334,6 +334,50 @@ def test_rows_of_an_earlier_manifest_are_not_posted_but_carried_over(start: Star
     assert rows["row-001"]["posts"] == 1
 
 
+@pytest.mark.parametrize("then", ["go on", "retry", "clear"])
+def test_an_earlier_manifest_that_grows_takes_no_row_from_the_batch_that_has_submitted_it(
+    start: Start, tmp_path: Path, then: str
+) -> None:
+    """Somebody clears yesterday's night while tonight's, which skips what that has, is under way."""
+    emulator = start(run_seconds=0.5)
+    old = BatchTask(f"file://{tmp_path}/old", requests=table(4), **MODES["blocking"])
+    path = ObjectStoragePath(old.run()["manifest_path"])
+    whole = read_manifest(path)
+    write_manifest(replace(whole, rows=whole.rows[:1]), path)
+    emulator.add_fault(fault="job", match=f"{PROMPT} 001", run_seconds=3)
+    task = BatchTask(
+        f"file://{tmp_path}/night",
+        requests=table(4),
+        skip_existing=str(path),
+        on_changed_arguments="fail",
+        land_every=2,
+        **MODES["deferrable"],
+    )
+    with pytest.raises(TaskDeferred) as deferral:
+        task.operator().execute(task.context)
+    assert posts(emulator) == 4 + 3
+    event = fired(deferral.value)
+    # Some of the rows are ready, and most likely one still runs.
+    assert event["ready"] >= 2
+    write_manifest(whole, path)
+    if then == "go on":
+        made = None
+        while made is None:
+            try:
+                made = task.operator().execute_complete(task.context, event)
+            except TaskDeferred as again:
+                event = fired(again)
+    else:
+        made = task.next_try(cleared=then == "clear").run()
+    assert counts(made) == {"asked": 4, "succeeded": 4}
+    assert posts(emulator) == 4 + 3
+    assert [row["posts"] for row in task.manifest().values()] == [0, 1, 1, 1]
+    # What has been delivered stays, too.
+    task.next_try(cleared=True).run()
+    assert [row["posts"] for row in task.manifest().values()] == [0, 1, 1, 1]
+    assert posts(emulator) == 4 + 3
+
+
 def test_a_line_that_is_carried_over_has_the_arguments_only_if_asked(start: Start, tmp_path: Path) -> None:
     start()
 

@@ -192,6 +192,8 @@ def shortfall(
         retry_does = _RETRY_DOES
     else:
         retry_does = f"submits nothing: it could not help. {_CLEAR_DOES}"
+    unbilled = all(row.posts == 0 or (row.posts == 1 and _is_unbilled(row)) for row in rows)
+    waits = [f.retry_after for f in (*failures, stopped) if f is not None and f.retry_after is not None]
     flagged = counts["flagged"] > 0 and on_flagged == "fail"
     told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
     why = "" if stopped is None else f" {stopped.what}"
@@ -205,9 +207,14 @@ def shortfall(
         retry_does=retry_does,
         advice=("Flagged rows are made again by a clear with on_clear='all' only. " if flagged else "")
         + "The manifest says of each row what became of it and of the money.",
-        billed="maybe",
+        billed="no" if unbilled else "maybe",
         may_run=any(failure.may_run for failure in failures),
+        retry_after=max(waits, default=None) if retry_does is _RETRY_DOES else None,
     )
+
+
+def _is_unbilled(row: ManifestRow) -> bool:
+    return row.error is not None and row.error.billed == "no"
 
 
 class Tally:

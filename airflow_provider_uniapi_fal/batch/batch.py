@@ -131,7 +131,7 @@ class Batch:
         try:
             self._read(requests, conn_id=conn_id, model=model, dialect=dialect)
         except FalError as error:
-            raise error_of(self._with_the_fate_of_jobs(error.failure)) from error
+            raise error_of(self._with_the_fate_of_jobs(error.failure, self._states)) from error
 
     def _read(self, requests: object, *, conn_id: str | None, model: str | None, dialect: str) -> None:
         given = read_rows(requests, conn_id=conn_id)
@@ -204,14 +204,19 @@ class Batch:
         if len(told) > MAX_NAMED:
             self.say(f"There are {len(told) - MAX_NAMED} more rows of which this is to be said.")
 
-    def _with_the_fate_of_jobs(self, failure: Failure) -> Failure:
+    def _states(self) -> Mapping[str, RowState]:
+        return Journal.reading(self.folder).rows
+
+    def _with_the_fate_of_jobs(
+        self, failure: Failure, read_states: Callable[[], Mapping[str, RowState]]
+    ) -> Failure:
         """
         Return what keeps a try from beginning, with what it means for the jobs of the tries before it.
 
         A task reads its table again each time that it wakes: it may go wrong when all is paid for.
         """
         try:
-            states = Journal.reading(self.folder).rows.values()
+            states = read_states().values()
             jobs = sum(state.posts > 0 for state in states)
             live = any(state.step in OWED for state in states)
         except Exception:  # noqa: BLE001 - the journal is not to be had: then nobody knows, and that is said
@@ -347,12 +352,10 @@ class Batch:
         made = plan(list(self.to_make.values()), states, self.this_try, self.policy, self._seen)
         if made.problems:
             listed = named(made.problems, self.say)
-            raise error_of(
-                bad_input(
-                    f"requests: the table does not fit to what was submitted: {listed}.",
-                    "Nothing was submitted now; the earlier jobs are not affected. Put these rows back as they were.",
-                )
+            wrong = bad_input(
+                f"requests: the table does not fit to what was submitted: {listed}. Put these rows back as they were."
             )
+            raise error_of(self._with_the_fate_of_jobs(wrong, lambda: states))
         return made
 
     def _look_for(self, states: Mapping[str, RowState]) -> None:

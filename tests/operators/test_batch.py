@@ -7,6 +7,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -53,6 +54,7 @@ from airflow_provider_uniapi_fal.protocol.cadence import Experience
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
+from airflow_provider_uniapi_fal.retry_policy import FalRetryPolicy
 from airflow_provider_uniapi_fal.triggers import batch as triggers
 from tests.batch.tasks import MODES, BatchTask, counts, table
 from tests.fakes import (
@@ -895,6 +897,20 @@ def test_a_429_slows_all_down_and_costs_nothing(start: Start, blocking: New) -> 
 # --- jobs that go wrong -------------------------------------------------------------------------------------
 
 
+def test_a_gateway_that_takes_no_job_is_said_to_have_billed_nothing_and_when_to_come_again(
+    start: Start, new: New
+) -> None:
+    emulator = start(faults=["rate-limit retry_after=1000"])
+    task = new(requests=table(3))
+    with pytest.raises(FalJobFailed, match="It was not billed") as raised:
+        task.run()
+    assert (raised.value.failure.retry_after, raised.value.may_run) == (1000.0, False)
+    assert task.xcoms["failure"]["billed"] == "no"
+    delay = FalRetryPolicy().evaluate(raised.value, 1, 3).retry_delay
+    assert delay == timedelta(seconds=1000)
+    assert emulator.account()["totals"]["posts_accepted"] == 0
+
+
 def test_each_row_has_its_own_outcome_and_a_retry_posts_only_what_ended_unbilled(
     start: Start, anywhere: New
 ) -> None:
@@ -1141,6 +1157,22 @@ def test_what_ended_for_good_is_not_said_to_be_made_by_a_retry(kind: FailureKind
     # A retry that mends another row is made for that one.
     other = gone_wrong(FailureKind.JOB_FAILED, transient=True, billed="no")
     assert "A retry takes up what runs" in str(failure_of_rows(gone_wrong(kind), other))
+
+
+@pytest.mark.parametrize(
+    ("failures", "outcome", "billed"),
+    [
+        ([], "missing", "no"),
+        ([{"billed": "no"}], "missing", "no"),
+        ([{"billed": "no"}], "flagged", "maybe"),
+        ([{"billed": "no"}, {"billed": "maybe"}], "missing", "maybe"),
+    ],
+)
+def test_a_batch_is_said_to_be_unbilled_only_if_none_of_its_rows_may_have_been_billed(
+    failures: list[dict[str, Any]], outcome: str, billed: str
+) -> None:
+    found = [gone_wrong(FailureKind.JOB_FAILED, **each) for each in failures]
+    assert failure_of_rows(*found, outcome=outcome, on_flagged="fail").billed == billed
 
 
 def test_media_that_cannot_be_had_now_are_landed_by_the_next_try_without_a_post(
@@ -1640,8 +1672,10 @@ def test_a_row_that_is_gone_from_the_table_while_its_job_runs_is_refused(
     task = BatchTask(f"file://{tmp_path}/night", requests=table(3), **MODES["deferrable"])
     with pytest.raises(TaskDeferred):
         task.operator().execute(task.context)
-    with pytest.raises(FalInputError, match="'row-002': it is in the table no more"):
+    with pytest.raises(FalInputError, match="'row-002': it is in the table no more") as raised:
         task.next_try().run(requests=table(2))
+    assert (raised.value.billed, raised.value.may_run) == ("maybe", True)
+    assert "3 rows were submitted before" in str(raised.value)
     assert posts(emulator) == 3
 
 

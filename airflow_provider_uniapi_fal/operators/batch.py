@@ -28,6 +28,7 @@ from airflow_provider_uniapi_fal.ledger.task_state import keep_batch
 from airflow_provider_uniapi_fal.links.fal import MANIFEST_LINKS, push_links
 from airflow_provider_uniapi_fal.mapping import CheckedWhenMapped
 from airflow_provider_uniapi_fal.protocol.arguments import both_clocks, one_of, seconds, seconds_or_none
+from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
 from airflow_provider_uniapi_fal.reporting import MANIFEST_KEY, failure_in_xcom, tell_assets
@@ -190,6 +191,7 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
     ) -> None:
         super().__init__(**kwargs)
         for name, value, words in (
+            ("dialect", dialect, tuple(DIALECTS)),
             ("on_flagged", on_flagged, ON_FLAGGED),
             ("on_unknown_submit", on_unknown_submit, ON_UNKNOWN_SUBMIT),
             ("on_changed_arguments", on_changed_arguments, ON_CHANGED_ARGUMENTS),

@@ -719,6 +719,7 @@ def test_a_manifest_without_its_journal_is_refused(start: Start, blocking: New) 
     ("options", "name"),
     [
         ({"destination": None}, "destination or manifest_path"),
+        ({"dialect": "fall"}, "dialect"),
         ({"on_clear": "regenerate"}, "on_clear"),
         ({"on_flagged": "drop"}, "on_flagged"),
         ({"on_unknown_submit": "guess"}, "on_unknown_submit"),

@@ -26,6 +26,7 @@ from airflow_provider_uniapi_fal.exceptions import (
     FalContentRefused,
     FalError,
     FalInputError,
+    FalJobCancelled,
     FalJobFailed,
     FalProtocolError,
     FalResultExpired,
@@ -1621,6 +1622,40 @@ def test_a_cleared_batch_with_another_connection_asks_that_of_the_jobs_that_were
     assert (posts(one), other.requests()) == (3, [])
     if readable:
         assert set(task.outcomes().values()) == {"succeeded"}
+
+
+def test_what_a_mark_has_cancelled_is_said_to_be_so_by_a_clear_and_made_anew_by_the_next(
+    start: Start, new: New
+) -> None:
+    emulator = start(run_seconds=60.0, obeys_cancel=True)
+    task = new(requests=table(3), timeout=20.0)
+    with pytest.raises(TaskDeferred):
+        task.operator(**MODES["deferrable"]).execute(task.context)
+    said: list[str] = []
+    triggers.cancel_all(triggers.still_running(journal_of(task)), said.append)
+    assert said
+    with pytest.raises(FalJobCancelled, match=r"A retry submits nothing: .*\. Once cleared"):
+        task.next_try(cleared=True).run()
+    assert tally(task) == {"cancelled": 3}
+    with pytest.raises(FalJobCancelled):
+        task.next_try().run()
+    assert posts(emulator) == 3
+    emulator.add_fault(fault="job", run_seconds=0)
+    assert counts(task.next_try(cleared=True).run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 6
+
+
+def test_a_flagged_row_that_is_no_success_is_made_again_only_if_a_clear_makes_all(
+    start: Start, blocking: New
+) -> None:
+    emulator = start(faults=[f'job match="{PROMPT} 001" flagged=true times=1'])
+    task = blocking(on_flagged="fail")
+    for cleared in (False, True):
+        with pytest.raises(FalJobFailed, match=r"A retry submits nothing.*on_clear='all'"):
+            task.next_try(cleared=cleared).run()
+    assert posts(emulator) == 3
+    assert counts(task.next_try(cleared=True).run(on_clear="all")) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 6
 
 
 def test_a_store_that_fails_before_the_posts_leaves_nothing_unknown(

@@ -24,11 +24,20 @@ _NO_RETRY = {
     FailureKind.CONTENT_REFUSED,
     FailureKind.BALANCE,
     FailureKind.AUTH,
-    FailureKind.QUEUE_TIMEOUT,
-    FailureKind.TIMEOUT,
     FailureKind.SUBMIT_OUTCOME_UNKNOWN,
     FailureKind.RESULT_EXPIRED,
 }
+
+_TIME_OUTS = {FailureKind.QUEUE_TIMEOUT, FailureKind.TIMEOUT}
+
+#: Failures of a job that a retry finds as they are, unless the job may still run or they may pass.
+_FOR_GOOD = {FailureKind.JOB_FAILED, FailureKind.JOB_CANCELLED, *_TIME_OUTS}
+
+_RETRY_DOES = "takes up what runs, lands what is there and submits only what never was or ended unbilled."
+_CLEAR_DOES = (
+    "Once cleared, the task looks at the jobs that may run, lands the results that are there and submits the other "
+    "rows without success again, but for unknown ones."
+)
 
 
 def outcome_of(state: RowState | None) -> str:
@@ -72,6 +81,7 @@ def manifest_row(row: Row, state: RowState | None, *, with_arguments: bool) -> M
     failure = failure_of(state)
     return replace(
         made,
+        fal_conn_id=state.handle.fal_conn_id if state.handle else row.fal_conn_id,
         request_id=state.handle.request_id if state.handle else None,
         seed=landed.get("seed"),
         error=None if failure is None else RowError.of(failure),
@@ -159,20 +169,33 @@ def shortfall(
     hopeless = _NO_RETRY - (
         {FailureKind.SUBMIT_OUTCOME_UNKNOWN} if on_unknown_submit == "resubmit" else set()
     )
-    helped = [failure for failure in failures if failure.transient or failure.kind not in hopeless]
-    may_help = [f for f in helped if not (f.kind is FailureKind.JOB_FAILED and not f.transient)]
+    may_help = Counter(
+        # Time-outs alone keep their class, which Airflow retries, too.
+        failure.kind if failure.kind in _TIME_OUTS and not failure.transient else FailureKind.JOB_FAILED
+        for failure in failures
+        if failure.transient
+        or (failure.kind not in hopeless and (failure.may_run or failure.kind not in _FOR_GOOD))
+    )
     # What a failed row has held up (its kind is that of a failed job) goes out if the retry can mend that row.
-    held_up = stopped is not None and stopped.kind in {*_NO_RETRY, FailureKind.JOB_FAILED}
+    held_up = stopped is not None and stopped.kind in {*_NO_RETRY, *_FOR_GOOD}
     never_sent = counts["missing"] > 0 and not held_up
     kind: FailureKind
     if stopped is not None and stopped.kind in (FailureKind.AUTH, FailureKind.BALANCE):
         kind = stopped.kind
-    elif may_help or never_sent or not kinds:
+    elif FailureKind.JOB_FAILED in may_help or never_sent or not kinds:
         kind = FailureKind.JOB_FAILED
     else:
-        kind = kinds.most_common(1)[0][0]
+        kind = (may_help or kinds).most_common(1)[0][0]
+    if kind in _NO_RETRY:
+        retry_does = f"is not made by Airflow: it could not help. {_CLEAR_DOES}"
+    elif may_help or never_sent:
+        retry_does = _RETRY_DOES
+    else:
+        retry_does = f"submits nothing: it could not help. {_CLEAR_DOES}"
+    unbilled = all(row.posts == 0 or (row.posts == 1 and _is_unbilled(row)) for row in rows)
+    waits = [f.retry_after for f in (*failures, stopped) if f is not None and f.retry_after is not None]
+    flagged = counts["flagged"] > 0 and on_flagged == "fail"
     told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
-    retry = kind not in _NO_RETRY
     why = "" if stopped is None else f" {stopped.what}"
     if failures and stopped is None:
         [(reason, times)] = Counter(failure.what for failure in failures).most_common(1)
@@ -181,14 +204,17 @@ def shortfall(
         kind,
         what=f"Of {len(rows)} rows, {successes} are a success, and min_success_ratio={min_success_ratio:g} asks "
         f"for more: {told}.{why}",
-        retry_does="takes up what runs, lands what is there and submits only what never was or ended unbilled."
-        if retry
-        else "is not made by Airflow: it could not help. Once cleared, the task submits the rows without success "
-        "again, but for unknown ones.",
-        advice="The manifest says of each row what became of it and of the money.",
-        billed="maybe",
+        retry_does=retry_does,
+        advice=("Flagged rows are made again by a clear with on_clear='all' only. " if flagged else "")
+        + "The manifest says of each row what became of it and of the money.",
+        billed="no" if unbilled else "maybe",
         may_run=any(failure.may_run for failure in failures),
+        retry_after=max(waits, default=None) if retry_does is _RETRY_DOES else None,
     )
+
+
+def _is_unbilled(row: ManifestRow) -> bool:
+    return row.error is not None and row.error.billed == "no"
 
 
 class Tally:

@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from airflow_provider_uniapi_fal.batch.planning import OWED, Plan, plan
 from airflow_provider_uniapi_fal.batch.requests import MAX_NAMED, Row, checked_rows, named, read_rows
 from airflow_provider_uniapi_fal.batch.session import Session, SessionSettings
 from airflow_provider_uniapi_fal.exceptions import FalError, FalResultExpired, error_of
+from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.landing.inputs import schema_of, unread
 from airflow_provider_uniapi_fal.landing.manifest import (
     Manifest,
@@ -33,7 +35,7 @@ from airflow_provider_uniapi_fal.landing.manifest import (
 from airflow_provider_uniapi_fal.landing.names import DEFAULT_TEMPLATE, Names
 from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner, journal_folder
 from airflow_provider_uniapi_fal.ledger.record import GONE
-from airflow_provider_uniapi_fal.ledger.rows import is_to_be_looked_for
+from airflow_provider_uniapi_fal.ledger.rows import Step, is_to_be_looked_for
 from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.errors import Failure, bad_input
 from airflow_provider_uniapi_fal.triggers.batch import WatchSettings, still_running, waiting_to_land
@@ -43,10 +45,9 @@ if TYPE_CHECKING:
 
     from airflow.sdk import ObjectStoragePath
 
-    from airflow_provider_uniapi_fal.hooks.fal import FalHook
     from airflow_provider_uniapi_fal.ledger.record import Seen
     from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, RowState, Try
-    from airflow_provider_uniapi_fal.protocol.job import JobResult
+    from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
 
 MANIFEST_NAME = "manifest.jsonl"
 
@@ -89,7 +90,7 @@ class Batch:
     """
     A batch, as one try works on it.
 
-    :param hook: the account
+    :param hook: the account that submits
     :param owner: whose batch it is
     :param this_try: which try this is
     :param say: takes each line for the log
@@ -108,10 +109,11 @@ class Batch:
     session: Session | None = None
     stopped: Failure | None = None
     _seen: dict[str, Seen] = field(default_factory=dict)
+    _hooks: dict[str, FalHook] = field(default_factory=dict)
 
     @property
     def to_make(self) -> dict[str, Row]:
-        """The rows that are not in an earlier manifest, by key."""
+        """The rows that are not taken from an earlier manifest, by key."""
         return {row.key: row for row in self.rows if row.key not in self.earlier}
 
     @property
@@ -129,7 +131,7 @@ class Batch:
         try:
             self._read(requests, conn_id=conn_id, model=model, dialect=dialect)
         except FalError as error:
-            raise error_of(self._with_the_fate_of_jobs(error.failure)) from error
+            raise error_of(self._with_the_fate_of_jobs(error.failure, self._states)) from error
 
     def _read(self, requests: object, *, conn_id: str | None, model: str | None, dialect: str) -> None:
         given = read_rows(requests, conn_id=conn_id)
@@ -140,7 +142,7 @@ class Batch:
             model=model,
             dialect=dialect,
             schema=None if schema is None else schema_of(schema),
-            check_name=lambda row: self.names_of(row, None).check(),
+            check_name=lambda row: self.names_of(row, None).check_ahead(),
             say=self.say,
         )
         remarks = Counter(
@@ -151,6 +153,7 @@ class Batch:
         for remark, rows in remarks.items():
             self.say(f"{remark} ({rows} rows)")
         self.earlier = _landed_before(self.settings.skip_existing)
+        self._keep_what_is_this_batchs()
         self._look_at_changed_rows()
         count = len(self.to_make)
         if self.settings.max_jobs is not None and count > self.settings.max_jobs:
@@ -160,6 +163,14 @@ class Batch:
                     "Nothing was submitted. Look at the table, or raise max_jobs.",
                 )
             )
+
+    def _keep_what_is_this_batchs(self) -> None:
+        """Leave rows out of the earlier manifests that this batch has a job or media of: one may have grown since."""
+        if not any(row.key in self.earlier for row in self.rows):
+            return
+        for key, state in Journal.reading(self.folder).rows.items():
+            if state.step in OWED or state.step is Step.DELIVERED:
+                self.earlier.pop(key, None)
 
     def _look_at_changed_rows(self) -> None:
         """Do with rows that ask for something else than what the earlier manifests have of them as the policy says."""
@@ -193,14 +204,19 @@ class Batch:
         if len(told) > MAX_NAMED:
             self.say(f"There are {len(told) - MAX_NAMED} more rows of which this is to be said.")
 
-    def _with_the_fate_of_jobs(self, failure: Failure) -> Failure:
+    def _states(self) -> Mapping[str, RowState]:
+        return Journal.reading(self.folder).rows
+
+    def _with_the_fate_of_jobs(
+        self, failure: Failure, read_states: Callable[[], Mapping[str, RowState]]
+    ) -> Failure:
         """
         Return what keeps a try from beginning, with what it means for the jobs of the tries before it.
 
         A task reads its table again each time that it wakes: it may go wrong when all is paid for.
         """
         try:
-            states = Journal.reading(self.folder).rows.values()
+            states = read_states().values()
             jobs = sum(state.posts > 0 for state in states)
             live = any(state.step in OWED for state in states)
         except Exception:  # noqa: BLE001 - the journal is not to be had: then nobody knows, and that is said
@@ -227,6 +243,13 @@ class Batch:
             seed=None if result is None else result.seed,
             request_id="" if result is None else result.handle.request_id,
         )
+
+    def hook_of(self, handle: JobHandle) -> FalHook:
+        """Return the hook of the connection that a job was submitted through: no other account knows it."""
+        conn_id = handle.fal_conn_id
+        if conn_id == self.hook.fal_conn_id:
+            return self.hook
+        return self._hooks.setdefault(conn_id, FalHook(conn_id))
 
     def dry_run(self) -> dict[str, Any]:
         """Say what would be done, and do nothing; return the counts."""
@@ -329,12 +352,10 @@ class Batch:
         made = plan(list(self.to_make.values()), states, self.this_try, self.policy, self._seen)
         if made.problems:
             listed = named(made.problems, self.say)
-            raise error_of(
-                bad_input(
-                    f"requests: the table does not fit to what was submitted: {listed}.",
-                    "Nothing was submitted now; the earlier jobs are not affected. Put these rows back as they were.",
-                )
+            wrong = bad_input(
+                f"requests: the table does not fit to what was submitted: {listed}. Put these rows back as they were."
             )
+            raise error_of(self._with_the_fate_of_jobs(wrong, lambda: states))
         return made
 
     def _look_for(self, states: Mapping[str, RowState]) -> None:
@@ -346,17 +367,21 @@ class Batch:
         ]
         if not lost:
             return
-        _ = self.hook.account  # read once, not in each thread
+        for hook in {self.hook_of(state.handle) for state in lost if state.handle is not None}:
+            with suppress(Exception):  # who asks says what is wrong with it
+                _ = hook.account  # read once, not in each thread
         with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
             self._seen.update(pool.map(self._look, lost))
 
     def _look(self, state: RowState) -> tuple[str, Seen]:
         key = state.entry.key
         try:
-            return key, None if state.handle is None else self.hook.status(state.handle).state
+            return key, None if state.handle is None else self.hook_of(state.handle).status(
+                state.handle
+            ).state
         except FalResultExpired:
             return key, GONE
-        except FalError as error:
+        except Exception as error:  # noqa: BLE001 - its connection may be gone, which is no word of the gateway's
             self.say(f"Where the job of row {key!r} stands is not known: {error}")
             return key, None
 
@@ -366,6 +391,7 @@ class Batch:
             plan=made,
             journal=journal,
             hook=self.hook,
+            hook_of=self.hook_of,
             this_try=self.this_try,
             watch=self.watch,
             settings=self.work,

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.landing.names import Names
     from airflow_provider_uniapi_fal.ledger.journal import Journal
     from airflow_provider_uniapi_fal.protocol.dialects.base import Submitted
-    from airflow_provider_uniapi_fal.protocol.job import JobResult
+    from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
     from airflow_provider_uniapi_fal.protocol.messages import HttpRequest
 
 #: Rows of one wave: what a crash can leave unknown at most.
@@ -101,6 +101,8 @@ class Session:
     :param rows: all rows, by key
     :param plan: what is to be done about them
     :param journal: opened for posting
+    :param hook: the account that submits
+    :param hook_of: through what a job is asked about
     :param names_of: how the files of a row are called
     :param say: takes each line for the log
     :param kept: files of earlier manifests, which stay as they are
@@ -113,6 +115,7 @@ class Session:
         plan: Plan,
         journal: Journal,
         hook: FalHook,
+        hook_of: Callable[[JobHandle], FalHook],
         this_try: Try,
         watch: WatchSettings,
         settings: SessionSettings,
@@ -125,6 +128,7 @@ class Session:
         self._plan = plan
         self._journal = journal
         self._hook = hook
+        self._hook_of = hook_of
         self._try = this_try
         self._watch = watch
         self._settings = settings
@@ -143,6 +147,11 @@ class Session:
         self._said_at = time.monotonic()
         self.tally = Tally(len(rows), journal.rows.values(), now=time.monotonic())
         self.stopped: Failure | None = None
+
+    @property
+    def waits_for_room(self) -> bool:
+        """Whether rows are to be submitted as soon as there are fewer unfinished jobs."""
+        return bool(self._to_post) and self.stopped is None
 
     def interrupt(self) -> None:
         """Post nothing more, and end soon; may be called from a signal handler."""
@@ -452,12 +461,21 @@ class Session:
             if state.handle is None:
                 raise ValueError(f"row {key!r} has neither a result nor a job")
             try:
-                found = await self._hook.aresult(state.handle)
+                found = await self._result_again(state.handle)
             except FalError as error:
                 failure = error.failure.about(state.handle.request_id)
                 return self._no_result(key, result, landing, failure)
             result = found if result is None else replace(result, media=found.media)
             return self._landed(key, result, await self._landing(key, result, landing.files))
+
+    async def _result_again(self, handle: JobHandle) -> JobResult:
+        hook = self._hook_of(handle)
+        try:
+            await hook.aaccount()
+        except Exception as error:
+            # The gateway was not asked, so this says nothing of the job.
+            raise error_of(_cannot_ask(handle, error)) from error
+        return await hook.aresult(handle)
 
     async def _landing(self, key: str, result: JobResult, already: Sequence[LandedFile] = ()) -> Landing:
         names = self._names_of(self._rows[key], result)
@@ -468,7 +486,8 @@ class Session:
         """Return what is to be written down of a row whose result the gateway did not give (again)."""
         state = self._journal.rows[key]
         if result is None or landing.error is None:
-            return self._not_landed(state, failure, {})
+            over = ends_the_job(failure) and not failure.may_run
+            return self._not_landed(state, failure, {}, over=over)
         refused = landing.error.failure
         if failure.kind not in _NO_OTHER:
             # It may have other addresses when it answers: the file is not to be given up.
@@ -489,12 +508,14 @@ class Session:
             "flagged": result.flagged,
         }
         if landing.error is not None:
+            # The job has succeeded: whatever else keeps its files from being landed, the next try may have mended.
             return self._not_landed(state, landing.error.failure.about(result.handle.request_id), landed)
         return Entry.about(state, Step.DELIVERED, self._try, now=time.time(), landed=landed)
 
-    def _not_landed(self, state: RowState, failure: Failure, landed: Mapping[str, Any]) -> Entry:
-        gone = failure.kind is FailureKind.RESULT_EXPIRED
-        over = gone or (ends_the_job(failure) and not failure.may_run)
+    def _not_landed(
+        self, state: RowState, failure: Failure, landed: Mapping[str, Any], *, over: bool = False
+    ) -> Entry:
+        over = over or failure.kind is FailureKind.RESULT_EXPIRED
         failure = in_words_of_a_batch(replace(failure, may_run=False)) if over else failure
         step = Step.ENDED if over else Step.UNLANDED
         return Entry.about(state, step, self._try, now=time.time(), failure=failure, landed=dict(landed))
@@ -536,6 +557,18 @@ def files_of(state: RowState) -> list[LandedFile]:
 def _is_away(landing: Landing) -> bool:
     """Whether media are not where the result says, so that a fresh address may help."""
     return landing.error is not None and landing.error.failure.http_status in (403, 404, 410)
+
+
+def _cannot_ask(handle: JobHandle, error: Exception) -> Failure:
+    said = error.failure.what if isinstance(error, FalError) else type(error).__name__
+    return Failure(
+        FailureKind.PROTOCOL,
+        what=f"The connection {handle.fal_conn_id!r}, through which it was submitted, cannot be read: {said}",
+        retry_does="asks for the result again; nothing is submitted for it.",
+        advice="The job is done and is not paid again. Keep the connection until its jobs are landed.",
+        billed="maybe",
+        request_id=handle.request_id,
+    )
 
 
 def _interrupted() -> Failure:

@@ -210,7 +210,7 @@ class Lander:
         :return: what has landed, and the error that :meth:`land` would raise
         """
         try:
-            names.check()
+            _check_names(names, result.handle.request_id)
             self._check_count(result)
         except FalError as error:
             return Landing(error=error)
@@ -247,7 +247,7 @@ class Lander:
         :return: what has been copied, and the error of the first that could not be
         """
         try:
-            names.check()
+            _check_names(names, names.request_id or None)
         except FalError as error:
             return Landing(error=error)
         places = list(dict.fromkeys((*places, *(file.where for file in files))))
@@ -499,6 +499,21 @@ def _said(error: Exception) -> str:
     """Return what a storage error says, without the addresses that some of them quote."""
     said = getattr(error, "strerror", None)
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _check_names(names: Names, request_id: str | None) -> None:
+    """
+    Check the names of a result's files: by now its job is paid for.
+
+    :raises FalInputError: a name or the template leads nowhere
+    """
+    try:
+        names.check()
+    except FalError as error:
+        again = "of the landing would be refused in the same way; nothing is submitted."
+        failure = _failure(error.failure.what, retry_does=again, request_id=request_id)
+        advice = f"Correct the name. {failure.advice}"
+        raise error_of(replace(failure, kind=error.failure.kind, advice=advice)) from error
 
 
 def _cannot_land(

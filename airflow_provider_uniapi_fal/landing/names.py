@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import date
 from string import Formatter
 from typing import Any
@@ -35,6 +35,10 @@ _TELLS_FILES_APART = {"index", "where", "hash"}
 
 #: Characters of the file's sha256 that ``{hash}`` stands for.
 HASH_LENGTH = 16
+
+#: What a result may bring into a name, at its longest: a seed of 64 bits, and an id as long as a UUID.
+_LONG_SEED = 2**64 - 1
+_LONG_ID = "00000000-0000-0000-0000-000000000000"
 
 _NOT_IN_A_NAME = re.compile(r"[/\\\x00-\x1f\x7f]+")
 _FORMATTER = Formatter()
@@ -79,6 +83,15 @@ class Names:
             self.of(0, 1, where="images[0]", sha256="0" * 64)
         except ValueError as error:
             raise error_of(bad_input(f"The name of a landed file: {error}.")) from error
+
+    def check_ahead(self) -> None:
+        """
+        Check before there is a result that any one may be named, whether it brings a seed or not.
+
+        :raises FalInputError: as :meth:`check`
+        """
+        for seed in (None, _LONG_SEED):
+            replace(self, seed=seed, request_id=_LONG_ID).check()
 
     def of(self, index: int, count: int, *, where: str, sha256: str) -> str:
         """

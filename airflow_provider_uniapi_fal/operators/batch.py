@@ -34,6 +34,7 @@ from airflow_provider_uniapi_fal.protocol.arguments import (
     seconds,
     seconds_or_none,
 )
+from airflow_provider_uniapi_fal.protocol.dialects import DIALECTS
 from airflow_provider_uniapi_fal.protocol.errors import bad_input
 from airflow_provider_uniapi_fal.protocol.streaming import WAYS, WatchBy
 from airflow_provider_uniapi_fal.reporting import MANIFEST_KEY, failure_in_xcom, tell_assets
@@ -196,6 +197,7 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
     ) -> None:
         super().__init__(**kwargs)
         for name, value, words in (
+            ("dialect", dialect, tuple(DIALECTS)),
             ("on_flagged", on_flagged, ON_FLAGGED),
             ("on_unknown_submit", on_unknown_submit, ON_UNKNOWN_SUBMIT),
             ("on_changed_arguments", on_changed_arguments, ON_CHANGED_ARGUMENTS),
@@ -339,12 +341,18 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
         """Wait in the triggerer; does not return."""
         now = time.time()
         every = self.land_every if self.max_unfinished is None else min(self.land_every, self.max_unfinished)
+        more = batch.session is not None and batch.session.waits_for_room
         longest = max((s.handle.submitted_at for s in still_running(journal) if s.handle), default=now)
         self.defer(
             trigger=FalBatchTrigger.of(
                 journal,
                 batch.watch,
-                LandSettings(every, self.land_after, min(self.defer_after, LAND_AHEAD_SECONDS)),
+                LandSettings(
+                    every,
+                    self.land_after,
+                    min(self.defer_after, LAND_AHEAD_SECONDS),
+                    room_below=(self.max_unfinished or 0) if more else 0,
+                ),
                 batch.this_try,
                 cancel_on_kill=self.cancel_on_kill,
                 hold_until=now + RACE_SECONDS,

@@ -111,11 +111,17 @@ class LandSettings:
     :param after: seconds since the first of them was ready
     :param ahead: seconds before the end of the last job. A worker takes a while to begin, and watches, too: it lands
         what is ready while the last jobs end. No longer than it watches before it defers again
+    :param room_below: with fewer jobs running there is room to submit another row; 0 if no row waits for that
     """
 
     every: int = 100
     after: float = 60.0
     ahead: float = 0.0
+    room_below: int = 0
+
+    def work(self, *, ready: int, running: int) -> int:
+        """Return for how many jobs that have ended a worker has something to do: to land, or to submit another."""
+        return max(ready, self.room_below - running)
 
     def due(
         self,
@@ -131,15 +137,16 @@ class LandSettings:
         Return the moment to call a worker, in seconds since the epoch; infinite if there is no reason yet.
 
         :param ready: results that are ready
-        :param since: when the first of them was
+        :param since: when the first job ended for which a worker has something to do
         :param running: jobs that are still watched
         :param urgent: a result is ready that only a worker can fetch: the gateway keeps it for minutes only
         :param over_at: when the last of the jobs should end; infinite if that is not known
         :param now: the time
         """
-        if running == 0 or ready >= self.every or urgent:
+        work = self.work(ready=ready, running=running)
+        if running == 0 or work >= self.every or urgent:
             return 0.0
-        if not ready:
+        if work <= 0:
             return math.inf
         # Jobs that are long overdue end when they like: a worker would wait for them in vain.
         nearly_over = over_at - self.ahead if self.ahead and over_at > now - self.ahead else math.inf
@@ -348,6 +355,8 @@ class FalBatchTrigger(BaseTrigger):
     :param land_every: results that call a worker, default 100
     :param land_after: seconds since the first result after which a worker is called, default 60
     :param land_ahead: seconds before the expected end of the last job at which a worker is called, default 0
+    :param room_below: with fewer jobs running a worker is called to submit more rows, in the same way as to land;
+        default 0: no row waits for that
     :param try_number: Airflow's number of the try, for the journal
     :param max_tries: Airflow's number of the last allowed try, for the journal
     :param cancel_on_kill: ask the gateway to cancel all jobs when the task is marked by a user
@@ -367,6 +376,7 @@ class FalBatchTrigger(BaseTrigger):
         max_tries: int = 0,
         cancel_on_kill: bool = False,
         hold_until: float = 0.0,
+        room_below: int = 0,
     ) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.journal = journal
@@ -378,6 +388,7 @@ class FalBatchTrigger(BaseTrigger):
         self.max_tries = max_tries
         self.cancel_on_kill = cancel_on_kill
         self.hold_until = hold_until
+        self.room_below = room_below
         self._fired = False
 
     @classmethod
@@ -402,6 +413,7 @@ class FalBatchTrigger(BaseTrigger):
             max_tries=this_try.max_tries,
             cancel_on_kill=cancel_on_kill,
             hold_until=hold_until,
+            room_below=land.room_below,
         )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
@@ -418,6 +430,7 @@ class FalBatchTrigger(BaseTrigger):
                 "max_tries": self.max_tries,
                 "cancel_on_kill": self.cancel_on_kill,
                 "hold_until": self.hold_until,
+                "room_below": self.room_below,
             },
         )
 
@@ -460,7 +473,7 @@ class FalBatchTrigger(BaseTrigger):
     async def _watched(self, hold_until: float) -> tuple[int, int]:
         """Watch until a worker is wanted; return how many results are ready, and how many jobs still run."""
         settings, this_try = WatchSettings(**self.watch), Try(self.try_number, self.max_tries)
-        land = LandSettings(self.land_every, self.land_after, self.land_ahead)
+        land = LandSettings(self.land_every, self.land_after, self.land_ahead, self.room_below)
         journal = await asyncio.to_thread(lambda: Journal.reading(ObjectStoragePath(self.journal)))
         learn_from(journal)
         since, said_at = time.time(), time.monotonic()
@@ -471,6 +484,7 @@ class FalBatchTrigger(BaseTrigger):
             try:
                 while True:
                     ready = waiting_to_land(journal, this_try)
+                    work = land.work(ready=len(ready), running=watching.running)
                     # Those that are ready while nobody may be called yet land together with the others.
                     due = max(
                         hold_until,
@@ -498,9 +512,9 @@ class FalBatchTrigger(BaseTrigger):
                         self._say(f"{watching.running} jobs are running, {len(ready)} results wait to land.")
                     # The first end may be what a worker is to be called for: it waits for no others.
                     entries = await watching.take(
-                        min(due - time.time(), SAY_EVERY), gather=GATHER_SECONDS if ready else 0.0
+                        min(due - time.time(), SAY_EVERY), gather=GATHER_SECONDS if work > 0 else 0.0
                     )
-                    if entries and not ready:
+                    if entries and work <= 0:
                         since = time.time()
                     await asyncio.to_thread(journal.write, entries)
             finally:

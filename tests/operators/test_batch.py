@@ -10,9 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 from airflow.sdk import Asset, ObjectStoragePath
@@ -28,6 +30,7 @@ from airflow_provider_uniapi_fal.exceptions import (
     FalContentRefused,
     FalError,
     FalInputError,
+    FalJobCancelled,
     FalJobFailed,
     FalProtocolError,
     FalResultExpired,
@@ -41,6 +44,7 @@ from airflow_provider_uniapi_fal.landing import media, storage
 from airflow_provider_uniapi_fal.landing.manifest import (
     Manifest,
     ManifestRow,
+    RowError,
     read_manifest,
     verify_files,
     write_manifest,
@@ -54,8 +58,9 @@ from airflow_provider_uniapi_fal.operators.batch import FalBatchOperator
 from airflow_provider_uniapi_fal.protocol import watching
 from airflow_provider_uniapi_fal.protocol.cadence import Experience
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
-from airflow_provider_uniapi_fal.protocol.errors import FailureKind, unknown_outcome
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobResult, MediaFile
+from airflow_provider_uniapi_fal.retry_policy import FalRetryPolicy
 from airflow_provider_uniapi_fal.triggers import batch as triggers
 from tests.batch.tasks import MODES, BatchTask, counts, table
 from tests.fakes import (
@@ -74,6 +79,7 @@ from tests.fakes import (
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.emulator.running import Emulator
+    from airflow_provider_uniapi_fal.triggers.batch import FalBatchTrigger
     from tests.fakes import Start
 
 New = Callable[..., BatchTask]
@@ -259,6 +265,25 @@ def most_at_once(emulator: Emulator) -> int:
     return most
 
 
+def test_a_job_that_fails_makes_room_for_another_while_the_rest_still_runs(
+    start: Start, tmp_path: Path
+) -> None:
+    emulator = start(run_seconds=0.3)
+    emulator.add_fault(fault="job", match=f"{PROMPT} 000", run_seconds=15)
+    emulator.add_fault(fault="job", match=f"{PROMPT} 001", failure="refused", run_seconds=0.3)
+    options = {"max_unfinished": 2, "land_after": 0.2, **MODES["deferrable"]}
+    task = BatchTask(f"file://{tmp_path}/night", requests=table(4), **options)
+    go = partial(task.operator().execute, task.context)
+    while posts(emulator) < 4:
+        with pytest.raises(TaskDeferred) as deferral:
+            go()
+        if posts(emulator) < 4:
+            go = partial(task.operator().execute_complete, task.context, fired(deferral.value))
+    assert journal_of(task).rows["row-000"].step is Step.SUBMITTED
+    # When all are submitted, there is nothing more to make room for.
+    assert cast("FalBatchTrigger", deferral.value.trigger).room_below == 0
+
+
 def test_results_are_landed_while_others_still_run(start: Start, tmp_path: Path) -> None:
     emulator = start(run_seconds=1.0)
     emulator.add_fault(fault="job", match=f"{PROMPT} 002", stuck=True)
@@ -316,6 +341,50 @@ def test_rows_of_an_earlier_manifest_are_not_posted_but_carried_over(start: Star
     rows = second.manifest()
     assert rows["row-000"] == {**earlier["row-000"], "posts": 0, "tries": 0}
     assert rows["row-001"]["posts"] == 1
+
+
+@pytest.mark.parametrize("then", ["go on", "retry", "clear"])
+def test_an_earlier_manifest_that_grows_takes_no_row_from_the_batch_that_has_submitted_it(
+    start: Start, tmp_path: Path, then: str
+) -> None:
+    """Somebody clears yesterday's night while tonight's, which skips what that has, is under way."""
+    emulator = start(run_seconds=0.5)
+    old = BatchTask(f"file://{tmp_path}/old", requests=table(4), **MODES["blocking"])
+    path = ObjectStoragePath(old.run()["manifest_path"])
+    whole = read_manifest(path)
+    write_manifest(replace(whole, rows=whole.rows[:1]), path)
+    emulator.add_fault(fault="job", match=f"{PROMPT} 001", run_seconds=3)
+    task = BatchTask(
+        f"file://{tmp_path}/night",
+        requests=table(4),
+        skip_existing=str(path),
+        on_changed_arguments="fail",
+        land_every=2,
+        **MODES["deferrable"],
+    )
+    with pytest.raises(TaskDeferred) as deferral:
+        task.operator().execute(task.context)
+    assert posts(emulator) == 4 + 3
+    event = fired(deferral.value)
+    # Some of the rows are ready, and most likely one still runs.
+    assert event["ready"] >= 2
+    write_manifest(whole, path)
+    if then == "go on":
+        made = None
+        while made is None:
+            try:
+                made = task.operator().execute_complete(task.context, event)
+            except TaskDeferred as again:
+                event = fired(again)
+    else:
+        made = task.next_try(cleared=then == "clear").run()
+    assert counts(made) == {"asked": 4, "succeeded": 4}
+    assert posts(emulator) == 4 + 3
+    assert [row["posts"] for row in task.manifest().values()] == [0, 1, 1, 1]
+    # What has been delivered stays, too.
+    task.next_try(cleared=True).run()
+    assert [row["posts"] for row in task.manifest().values()] == [0, 1, 1, 1]
+    assert posts(emulator) == 4 + 3
 
 
 def test_a_line_that_is_carried_over_has_the_arguments_only_if_asked(start: Start, tmp_path: Path) -> None:
@@ -659,6 +728,7 @@ def test_a_manifest_without_its_journal_is_refused(start: Start, blocking: New) 
     ("options", "name"),
     [
         ({"destination": None}, "destination or manifest_path"),
+        ({"dialect": "fall"}, "dialect"),
         ({"on_clear": "regenerate"}, "on_clear"),
         ({"on_flagged": "drop"}, "on_flagged"),
         ({"on_unknown_submit": "guess"}, "on_unknown_submit"),
@@ -835,6 +905,20 @@ def test_a_429_slows_all_down_and_costs_nothing(start: Start, blocking: New) -> 
 
 
 # --- jobs that go wrong -------------------------------------------------------------------------------------
+
+
+def test_a_gateway_that_takes_no_job_is_said_to_have_billed_nothing_and_when_to_come_again(
+    start: Start, new: New
+) -> None:
+    emulator = start(faults=["rate-limit retry_after=1000"])
+    task = new(requests=table(3))
+    with pytest.raises(FalJobFailed, match="It was not billed") as raised:
+        task.run()
+    assert (raised.value.failure.retry_after, raised.value.may_run) == (1000.0, False)
+    assert task.xcoms["failure"]["billed"] == "no"
+    delay = FalRetryPolicy().evaluate(raised.value, 1, 3).retry_delay
+    assert delay == timedelta(seconds=1000)
+    assert emulator.account()["totals"]["posts_accepted"] == 0
 
 
 def test_each_row_has_its_own_outcome_and_a_retry_posts_only_what_ended_unbilled(
@@ -1026,6 +1110,81 @@ def test_a_job_out_of_time_is_cancelled_and_named_and_the_others_are_landed(star
     assert posts(emulator) == 4
 
 
+@pytest.mark.parametrize("refused", [2, 0], ids=["among-refused", "alone"])
+def test_a_time_out_of_a_job_that_may_run_is_retried_and_the_retry_lands_its_result(
+    start: Start, new: New, refused: int
+) -> None:
+    emulator = start(run_seconds=6.0, cancel="ignored")
+    for n in range(refused):
+        emulator.add_fault(fault="job", match=f"{PROMPT} 00{n}", failure="refused", run_seconds=0)
+    task = new(requests=table(3), timeout=1.0)
+    with pytest.raises(FalTimeout, match="A retry takes up what runs") as raised:
+        task.run()
+    assert not isinstance(raised.value, AirflowFailException)
+    assert raised.value.may_run
+    if refused:
+        with pytest.raises(FalContentRefused, match="1 succeeded, 2 refused"):
+            task.next_try().run(timeout=60.0)
+    else:
+        assert counts(task.next_try().run(timeout=60.0)) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 3
+
+
+def failure_of_rows(*failures: Failure, outcome: str = "failed", **policy: Any) -> Failure:
+    """Return what becomes of a batch of one row more than failures, which has the outcome."""
+    rows = [
+        ManifestRow(
+            key=str(n),
+            index=n,
+            model=MODEL,
+            dialect="fal",
+            fal_conn_id="fal_default",
+            outcome=failure.outcome if failure else outcome,
+            arguments_sha256=None,
+            error=RowError.of(failure) if failure else None,
+            posts=1 if failure or outcome != "missing" else 0,
+        )
+        for n, failure in enumerate([*failures, None])
+    ]
+    policy = {"on_flagged": "keep", "on_unknown_submit": "fail", "stopped": None, **policy}
+    found = shortfall(rows, failures, min_success_ratio=1.0, **policy)
+    assert found is not None
+    return found
+
+
+def gone_wrong(kind: FailureKind, **more: Any) -> Failure:
+    return Failure(kind, what="It went wrong.", retry_does="does something.", **{"billed": "maybe", **more})
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [FailureKind.TIMEOUT, FailureKind.QUEUE_TIMEOUT, FailureKind.JOB_CANCELLED, FailureKind.JOB_FAILED],
+)
+def test_what_ended_for_good_is_not_said_to_be_made_by_a_retry(kind: FailureKind) -> None:
+    failed = failure_of_rows(gone_wrong(kind), outcome="succeeded")
+    assert failed.kind is kind
+    assert "A retry submits nothing" in str(failed)
+    # A retry that mends another row is made for that one.
+    other = gone_wrong(FailureKind.JOB_FAILED, transient=True, billed="no")
+    assert "A retry takes up what runs" in str(failure_of_rows(gone_wrong(kind), other))
+
+
+@pytest.mark.parametrize(
+    ("failures", "outcome", "billed"),
+    [
+        ([], "missing", "no"),
+        ([{"billed": "no"}], "missing", "no"),
+        ([{"billed": "no"}], "flagged", "maybe"),
+        ([{"billed": "no"}, {"billed": "maybe"}], "missing", "maybe"),
+    ],
+)
+def test_a_batch_is_said_to_be_unbilled_only_if_none_of_its_rows_may_have_been_billed(
+    failures: list[dict[str, Any]], outcome: str, billed: str
+) -> None:
+    found = [gone_wrong(FailureKind.JOB_FAILED, **each) for each in failures]
+    assert failure_of_rows(*found, outcome=outcome, on_flagged="fail").billed == billed
+
+
 def test_media_that_cannot_be_had_now_are_landed_by_the_next_try_without_a_post(
     start: Start, anywhere: New
 ) -> None:
@@ -1169,6 +1328,50 @@ def test_storage_that_takes_a_file_not_now_harms_no_other_row_and_the_next_try_l
     assert "storage says EndpointConnectionError" in task.manifest()["row-002"]["error"]["message"]
     assert counts(task.next_try().run()) == {"asked": 4, "succeeded": 4}
     assert posts(emulator) == 4
+
+
+@pytest.mark.parametrize(
+    ("template", "length"),
+    [("{key}-{request_id}", 190), ("{key}-{seed}", 190), ("{key}-{seed:d}", 7)],
+    ids=["id", "seed", "no-seed"],
+)
+def test_a_name_that_a_result_could_make_impossible_is_refused_before_anything_is_posted(
+    start: Start, blocking: New, template: str, length: int
+) -> None:
+    emulator = start()
+    rows = [{**table(1)[0], "key": "k" * length}]
+    with pytest.raises(FalInputError, match="name of a landed file"):
+        blocking(requests=rows, name_template=template).run()
+    assert emulator.requests() == []
+
+
+@pytest.mark.parametrize("template", ["{request_id}", "x/{request_id}", "{hash}"])
+def test_a_file_may_be_named_by_what_only_its_result_knows(
+    start: Start, blocking: New, template: str
+) -> None:
+    emulator = start()
+    task = blocking(name_template=template)
+    assert counts(task.run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 3
+    for row in task.manifest().values():
+        [file] = row["files"]
+        known = {"request_id": row["request_id"], "hash": file["sha256"][:16]}
+        assert file["path"].endswith(f"/{template.format(**known)}.jpg")
+
+
+def test_a_name_that_fails_when_the_job_is_paid_for_is_corrected_by_a_clear_without_a_post(
+    start: Start, new: New
+) -> None:
+    emulator = start(faults=[f"body on=result seed={10**60}"], **SHORT)
+    task = new(requests=[{**table(1)[0], "key": "k" * 150}], name_template="{key}-{seed}")
+    with pytest.raises(FalInputError):
+        task.run()
+    [row] = task.manifest().values()
+    assert (row["outcome"], row["error"]["billed"]) == ("failed", "maybe")
+    assert "no name of a file" in row["error"]["message"]
+    assert "Nothing was sent" not in row["error"]["message"]
+    assert counts(task.next_try(cleared=True).run(name_template="{key}")) == {"asked": 1, "succeeded": 1}
+    assert posts(emulator) == 1
 
 
 def test_a_landing_that_breaks_lets_the_others_be_written_down(
@@ -1353,6 +1556,114 @@ def test_a_cleared_batch_asks_for_the_jobs_that_were_not_found_before_it_pays_fo
         emulator.clear_faults()
         assert counts(task.next_try(cleared=True).run()) == {"asked": 3, "succeeded": 3}
     assert posts(emulator) == (6 if gone else 3)
+
+
+Two = tuple["Emulator", "Emulator"]
+
+
+@pytest.fixture
+def two_gateways(start: Start, monkeypatch: pytest.MonkeyPatch) -> Two:
+    """Return the gateways of the connections ``fal_default``, where results are long, and ``fal_other``."""
+    one = start(run_seconds=0.5, faults=["oversized on=result size=2000000"])
+    other = start()
+    set_connection(monkeypatch, one.url)
+    return one, other
+
+
+def submitted_with_long_results(task: BatchTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a try that is killed when the results are there, which are too long for the journal."""
+
+    async def killed(self: session.Session, keys: Any) -> None:
+        raise OSError("killed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(session.Session, "_land", killed)
+        with pytest.raises(OSError, match="killed"):
+            task.run()
+    assert Step.SUCCEEDED in {state.step for state in journal_of(task).rows.values()}
+
+
+def test_a_try_with_another_connection_fetches_results_through_that_of_their_jobs(
+    two_gateways: Two, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two_gateways
+    task = blocking()
+    submitted_with_long_results(task, monkeypatch)
+    assert counts(task.next_try().run(fal_conn_id="fal_other")) == {"asked": 3, "succeeded": 3}
+    assert (posts(one), other.requests()) == (3, [])
+    assert {row["fal_conn_id"] for row in task.manifest().values()} == {"fal_default"}
+
+
+def test_a_connection_that_is_gone_gives_up_no_result_of_its_jobs(
+    two_gateways: Two, blocking: New, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one, other = two_gateways
+    task = blocking()
+    submitted_with_long_results(task, monkeypatch)
+    with monkeypatch.context() as patch:
+        patch.delenv("AIRFLOW_CONN_FAL_DEFAULT")
+        for cleared in (False, True):
+            with pytest.raises(FalError):
+                task.next_try(cleared=cleared).run(fal_conn_id="fal_other")
+    messages = [row["error"]["message"] for row in task.manifest().values()]
+    assert any("The connection 'fal_default'" in message for message in messages)
+    assert counts(task.next_try(cleared=True).run(fal_conn_id="fal_other")) == {"asked": 3, "succeeded": 3}
+    assert (posts(one), other.requests()) == (3, [])
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_a_cleared_batch_with_another_connection_asks_that_of_the_jobs_that_were_not_found(
+    two_gateways: Two, blocking: New, monkeypatch: pytest.MonkeyPatch, readable: bool
+) -> None:
+    one, other = two_gateways
+    one.clear_faults()
+    one.add_fault("server-error on=status status=404")
+    task = blocking(poke_interval=0.02, timeout=5.0)
+    with pytest.raises(FalError):
+        task.run()
+    one.clear_faults()
+    with monkeypatch.context() as patch:
+        if not readable:
+            patch.delenv("AIRFLOW_CONN_FAL_DEFAULT")
+        with contextlib.suppress(FalError):
+            task.next_try(cleared=True).run(fal_conn_id="fal_other")
+    assert (posts(one), other.requests()) == (3, [])
+    if readable:
+        assert set(task.outcomes().values()) == {"succeeded"}
+
+
+def test_what_a_mark_has_cancelled_is_said_to_be_so_by_a_clear_and_made_anew_by_the_next(
+    start: Start, new: New
+) -> None:
+    emulator = start(run_seconds=60.0, obeys_cancel=True)
+    task = new(requests=table(3), timeout=20.0)
+    with pytest.raises(TaskDeferred):
+        task.operator(**MODES["deferrable"]).execute(task.context)
+    said: list[str] = []
+    triggers.cancel_all(triggers.still_running(journal_of(task)), said.append)
+    assert said
+    with pytest.raises(FalJobCancelled, match=r"A retry submits nothing: .*\. Once cleared"):
+        task.next_try(cleared=True).run()
+    assert tally(task) == {"cancelled": 3}
+    with pytest.raises(FalJobCancelled):
+        task.next_try().run()
+    assert posts(emulator) == 3
+    emulator.add_fault(fault="job", run_seconds=0)
+    assert counts(task.next_try(cleared=True).run()) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 6
+
+
+def test_a_flagged_row_that_is_no_success_is_made_again_only_if_a_clear_makes_all(
+    start: Start, blocking: New
+) -> None:
+    emulator = start(faults=[f'job match="{PROMPT} 001" flagged=true times=1'])
+    task = blocking(on_flagged="fail")
+    for cleared in (False, True):
+        with pytest.raises(FalJobFailed, match=r"A retry submits nothing.*on_clear='all'"):
+            task.next_try(cleared=cleared).run()
+    assert posts(emulator) == 3
+    assert counts(task.next_try(cleared=True).run(on_clear="all")) == {"asked": 3, "succeeded": 3}
+    assert posts(emulator) == 6
 
 
 def test_a_store_that_fails_before_the_posts_leaves_nothing_unknown(
@@ -1541,8 +1852,10 @@ def test_a_row_that_is_gone_from_the_table_while_its_job_runs_is_refused(
     task = BatchTask(f"file://{tmp_path}/night", requests=table(3), **MODES["deferrable"])
     with pytest.raises(TaskDeferred):
         task.operator().execute(task.context)
-    with pytest.raises(FalInputError, match="'row-002': it is in the table no more"):
+    with pytest.raises(FalInputError, match="'row-002': it is in the table no more") as raised:
         task.next_try().run(requests=table(2))
+    assert (raised.value.billed, raised.value.may_run) == ("maybe", True)
+    assert "3 rows were submitted before" in str(raised.value)
     assert posts(emulator) == 3
 
 

@@ -82,7 +82,7 @@ def test_it_is_restored_from_the_database_as_it_was(folder: ObjectStoragePath) -
     watching = FalBatchTrigger.of(
         Journal(folder),
         WatchSettings(99.5, 10.0, 5.0, False, 2.0),
-        LandSettings(7, 8.0, 3.0),
+        LandSettings(7, 8.0, 3.0, 5),
         Try(3, 4),
         cancel_on_kill=True,
         hold_until=6.0,
@@ -90,6 +90,23 @@ def test_it_is_restored_from_the_database_as_it_was(folder: ObjectStoragePath) -
     restored = as_airflow_restores_it(watching)
     assert restored.serialize() == watching.serialize()
     assert WatchSettings(**restored.watch) == WatchSettings(99.5, 10.0, 5.0, False, 2.0)
+
+
+def test_what_an_earlier_version_wrote_into_the_database_is_restored(folder: ObjectStoragePath) -> None:
+    before: dict[str, Any] = {
+        "journal": str(folder),
+        "watch": {"began": 99.5, "timeout": 10.0},
+        "land_every": 7,
+        "land_after": 8.0,
+        "land_ahead": 3.0,
+        "try_number": 3,
+        "max_tries": 4,
+        "cancel_on_kill": True,
+        "hold_until": 6.0,
+    }
+    path, kwargs = FalBatchTrigger(**before).serialize()
+    assert {name: kwargs[name] for name in before} == before
+    assert path == "airflow_provider_uniapi_fal.triggers.batch.FalBatchTrigger"
 
 
 def test_what_lies_in_the_database_names_the_journal_and_no_job_key_or_prompt(
@@ -146,6 +163,18 @@ def test_it_fires_for_enough_results_or_after_some_time_while_others_run(
     event = fired(trigger(folder, **settings))
     assert (event["ready"], event["running"]) == (ready, 1)
     assert steps(folder)["c"] is Step.SUBMITTED
+
+
+@pytest.mark.parametrize("how", [{"land_every": 1, "land_after": 60.0}, {"land_after": 0.3}])
+def test_a_job_that_fails_makes_room_which_calls_a_worker_if_rows_wait_for_it(
+    start: Start, folder: ObjectStoragePath, how: dict[str, Any]
+) -> None:
+    emulator = start(run_seconds=30.0)
+    emulator.add_fault(fault="job", match=f"{PROMPT} a", failure="refused", run_seconds=0)
+    submit(folder, "a", "b")
+    event = fired(trigger(folder, room_below=2, **how))
+    assert (event["ready"], event["running"]) == (0, 1)
+    assert steps(folder) == {"a": Step.ENDED, "b": Step.SUBMITTED}
 
 
 def test_it_holds_its_event_while_a_resumed_task_may_be_failed_and_gathers_more(

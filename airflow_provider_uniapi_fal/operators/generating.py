@@ -112,7 +112,7 @@ class GeneratingOperator(DeferringOperator, SubmittingOperator):
         cancel_on_kill: bool = True,
         end_from_trigger: bool = False,
         logs: bool = True,
-        defer_after: float = 6.0,
+        defer_after: timedelta | float = 6.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

@@ -228,6 +228,25 @@ def test_a_storage_that_cannot_be_written_to_is_found_before_anything_is_paid(
     assert posts(emulator) == 0
 
 
+def test_a_storage_that_is_away_for_a_moment_is_tried_again_and_nothing_is_paid_before(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(content: bytes, target: Any) -> None:
+        raise OSError(5, "slow down")
+
+    emulator = start(**SMALL)
+    task = Task()
+    with monkeypatch.context() as patch:
+        patch.setattr(openai_images, "put_bytes", away)
+        with pytest.raises(FalProtocolError, match="cannot be written to") as raised:
+            images(task, tmp_path)
+    assert (raised.value.billed, raised.value.may_run) == ("no", False)
+    assert "A retry submits" in str(raised.value)
+    assert posts(emulator) == 0
+    assert images(task.next_try(), tmp_path)
+    assert posts(emulator) == 1
+
+
 def test_an_answer_that_cannot_be_kept_says_that_it_was_billed_and_is_not_posted_again(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -334,7 +353,9 @@ def test_wrong_fields_are_refused_before_anything_is_paid(
     assert posts(emulator) == 0
 
 
-@pytest.mark.parametrize("changes", [{"timeout": 0}, {"max_bytes": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"timeout": 0}, *({"max_bytes": bytes_} for bytes_ in (0, 1.5, float("nan"), True, "9"))]
+)
 def test_settings_that_make_no_sense_are_refused_when_the_dag_is_parsed(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         OpenAIImagesOperator(task_id="x", model=MODEL, prompt="p", destination="file:///tmp", **changes)

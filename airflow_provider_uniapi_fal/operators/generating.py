@@ -138,6 +138,8 @@ class GeneratingOperator(DeferringOperator, SubmittingOperator):
             record = self.submitted(context, hook, ledger)
             handle = handle_in(record)
             self._running = (context["ti"], handle)
+            # An earlier try may have submitted it through another connection.
+            hook = hook.of(handle)
             now = time.time()
             watch = Watch(
                 handle,

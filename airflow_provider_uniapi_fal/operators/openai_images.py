@@ -137,7 +137,7 @@ class OpenAIImagesOperator(SubmittingOperator):
             result, files = self._kept(record)
             context["ti"].xcom_push(key="result", value=result.to_json())
             if files is None:
-                files = self._landed(hook, result)
+                files = self._landed(hook.of(handle), result)
                 self._keep(record, {"result": result.to_json(), "files": files})
                 metrics.delivered(result)
             ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import conf
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
 
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import (
@@ -159,7 +159,7 @@ class SubmittingOperator(CheckedWhenMapped):
         record = self.decided(hook, ledger, ledger.read(), ti)
         handle = handle_in(record)
         ti.xcom_push(key=REQUEST_ID_KEY, value=handle.request_id)
-        for key, url in hook.urls(handle).items():
+        for key, url in hook.of(handle).urls(handle).items():
             ti.xcom_push(key=key, value=url)
         push_links(self, ti, request_id=handle.request_id)
         return record
@@ -243,7 +243,7 @@ class SubmittingOperator(CheckedWhenMapped):
 
     def state_of(self, hook: FalHook, record: JobRecord | None) -> Seen:
         """
-        Ask the gateway how the recorded job stands.
+        Ask the gateway how the recorded job stands: the gateway that it was submitted to.
 
         No answer counts as live, which pays nothing. That a job is not known is believed of one that a wait has not
         found either, or that is old enough to have been forgotten. Of a job whose result was not found the result is
@@ -253,16 +253,17 @@ class SubmittingOperator(CheckedWhenMapped):
             return None
         request_id = record.handle.request_id
         gone_before = found_gone(record)
+        asked = hook.of(record.handle)
         try:
-            state = hook.status(record.handle).state
+            state = asked.status(record.handle).state
             if gone_before and state is JobState.SUCCEEDED:
-                hook.result(record.handle)
+                asked.result(record.handle)
         except FalResultExpired as error:
             if gone_before or time.time() - record.handle.submitted_at >= KEPT_SECONDS:
                 return GONE
             self.log.warning("Request %s is too young to be forgotten: %s", request_id, error)
             return None
-        except FalError as error:
+        except (FalError, AirflowNotFoundException) as error:
             self.log.warning("Where request %s stands is not known: %s", request_id, error)
             return None
         return state

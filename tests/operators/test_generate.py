@@ -693,6 +693,22 @@ def test_other_arguments_after_a_time_out_follow_the_policy(
     assert posts(emulator) == (2 if on_changed_arguments == "resubmit" else 1)
 
 
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_job_of_another_connection_is_waited_for_at_the_gateway_that_it_was_submitted_to(
+    start: Start, generate: Generate, monkeypatch: pytest.MonkeyPatch, cleared: bool
+) -> None:
+    emulator, other = start(run_seconds=0.5), start()
+    set_connection(monkeypatch, emulator.url)
+    task = Task()
+    with pytest.raises(TaskDeferred):
+        operator(defer_after=0.0).execute(task.context)
+    request_id = task.xcoms["request_id"]
+    result = generate(task.next_try(cleared=cleared), fal_conn_id="fal_other")
+    assert result["handle"]["request_id"] == request_id
+    assert task.xcoms["status_url"].startswith(emulator.url)
+    assert (posts(emulator), posts(other)) == (1, 0)
+
+
 # --- settings -----------------------------------------------------------------------------------------------
 
 

@@ -5,7 +5,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException
 from PIL import Image
 
 from airflow_provider_uniapi_fal.exceptions import (
@@ -370,6 +370,42 @@ def test_a_try_that_asks_for_something_else_can_fail_or_pay_for_both(start: Star
     second = submit(task.next_try(), arguments=OTHER, on_changed_arguments="resubmit")
     assert second["request_id"] != first["request_id"]
     assert submit(task.next_try(), arguments=OTHER, on_changed_arguments="resubmit") == second
+    assert posts(emulator) == 2
+
+
+def two_gateways(start: Start, monkeypatch: pytest.MonkeyPatch, **first: Any) -> tuple[Emulator, Emulator]:
+    """Start two gateways, of which the second knows nothing of the jobs of the first: fal_default and fal_other."""
+    emulator, other = start(**first), start()
+    set_connection(monkeypatch, emulator.url)
+    return emulator, other
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_job_of_another_connection_is_asked_for_at_the_gateway_that_it_was_submitted_to(
+    start: Start, monkeypatch: pytest.MonkeyPatch, cleared: bool
+) -> None:
+    # That a gateway does not know a job would be believed at once.
+    monkeypatch.setattr(submitting, "KEPT_SECONDS", 0.0)
+    emulator, other = two_gateways(start, monkeypatch, run_seconds=60.0)
+    task = Task()
+    first, xcoms = submit(task), task.xcoms
+    assert submit(task.next_try(cleared=cleared), fal_conn_id="fal_other") == first
+    assert task.xcoms == xcoms
+    assert (posts(emulator), posts(other)) == (1, 0)
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_job_whose_connection_is_gone_is_made_again_only_if_the_user_says_so(
+    start: Start, monkeypatch: pytest.MonkeyPatch, cleared: bool
+) -> None:
+    emulator = start()
+    task = Task()
+    submit(task, fal_conn_id="fal_other")
+    monkeypatch.delenv("AIRFLOW_CONN_FAL_OTHER")
+    with pytest.raises(AirflowNotFoundException, match="fal_other"):
+        submit(task.next_try(cleared=cleared))
+    assert posts(emulator) == 1
+    submit(task.next_try(cleared=cleared), on_changed_arguments="resubmit")
     assert posts(emulator) == 2
 
 

@@ -210,11 +210,12 @@ class SubmittingOperator(CheckedWhenMapped):
         model = dialect_named(self.dialect).model_id(self.model)
         asked = fingerprint(model, self.arguments, self.fal_conn_id, dialect=self.dialect)
         cleared = record is not None and was_cleared(record, max_tries)
+        state = self.state_of(hook, record) if cleared else None
         decision = decide(
             record,
             asked=asked,
             cleared=cleared,
-            state=self.state_of(hook, record) if cleared else None,
+            state=state,
             try_number=ti.try_number,
             on_unknown_submit=self.on_unknown_submit,
             on_changed_arguments=self.on_changed_arguments,
@@ -237,8 +238,8 @@ class SubmittingOperator(CheckedWhenMapped):
             return record
         if record is not None and record.failure is not None and decision.do is Do.FAIL_AGAIN:
             raise error_of(record.failure)
-        if decision.do is Do.FAIL_CHANGED:
-            raise error_of(_changed(decision.why))
+        if record is not None and decision.do is Do.FAIL_CHANGED:
+            raise error_of(_changed(decision.why, handle_in(record), ended=state is JobState.SUCCEEDED))
         raise error_of(unknown_outcome(decision.why))
 
     def state_of(self, hook: FalHook, record: JobRecord | None) -> Seen:
@@ -335,11 +336,13 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-def _changed(why: str) -> Failure:
-    return bad_input(
+def _changed(why: str, handle: JobHandle, *, ended: bool) -> Failure:
+    """Return the failure of a try that asks for something else, with the fate of the job that is there."""
+    refused = bad_input(
         f"This try would submit something else: {why}.",
         "Nothing was submitted now; the earlier job is not affected. on_changed_arguments decides this.",
     )
+    return replace(refused, billed="maybe", may_run=not ended, request_id=handle.request_id)
 
 
 def _to_be_resubmitted(failure: Failure) -> Failure:

@@ -367,10 +367,25 @@ def test_a_try_that_asks_for_something_else_can_fail_or_pay_for_both(start: Star
     with pytest.raises(FalInputError, match="arguments changed since request"):
         submit(task.next_try(), arguments=OTHER, on_changed_arguments="fail")
     assert posts(emulator) == 1
+    refused = task.xcoms["failure"]
+    assert (refused["billed"], refused["may_run"], refused["request_id"]) == (
+        "maybe",
+        True,
+        first["request_id"],
+    )
     second = submit(task.next_try(), arguments=OTHER, on_changed_arguments="resubmit")
     assert second["request_id"] != first["request_id"]
     assert submit(task.next_try(), arguments=OTHER, on_changed_arguments="resubmit") == second
     assert posts(emulator) == 2
+
+
+def test_of_a_job_that_has_succeeded_such_a_failure_does_not_say_that_it_may_run(start: Start) -> None:
+    start()
+    task = Task()
+    submit(task)
+    with pytest.raises(FalInputError, match="arguments changed since request") as raised:
+        submit(task.next_try(cleared=True), arguments=OTHER, on_changed_arguments="fail", on_clear="reuse")
+    assert (raised.value.billed, raised.value.may_run) == ("maybe", False)
 
 
 def two_gateways(start: Start, monkeypatch: pytest.MonkeyPatch, **first: Any) -> tuple[Emulator, Emulator]:

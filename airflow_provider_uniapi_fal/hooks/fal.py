@@ -187,14 +187,23 @@ class FalHook(BaseHook):
             reading = await transport.run(self._submitting(model, request, dialect))
         return _accepted(reading)
 
-    def post(self, model: str, request: HttpRequest, *, dialect: str = "fal") -> Submitted | Finished:
+    def post(
+        self,
+        model: str,
+        request: HttpRequest,
+        *,
+        dialect: str = "fal",
+        resting: verbs.Resting | None = None,
+    ) -> Submitted | Finished:
         """
         Post what :meth:`prepare` returned; raises as :meth:`submit` does.
 
         Apart from :meth:`prepare` so that a ledger can be written between the two.
+
+        :param resting: is kept up to date, for who breaks it off
         """
-        reading = BlockingTransport(self.account).run(self._submitting(model, request, dialect))
-        return _accepted(reading)
+        flow = self._submitting(model, request, dialect)
+        return _accepted(BlockingTransport(self.account).run(flow if resting is None else resting.of(flow)))
 
     async def apost(
         self,

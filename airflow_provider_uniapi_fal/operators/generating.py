@@ -211,6 +211,7 @@ class GeneratingOperator(DeferringOperator, SubmittingOperator):
         Airflow calls this also on eviction, on a time-out and when it has lost touch with its server; the task is
         running, deferred or about to be tried again then, as far as Airflow knows, and the job is left alone.
         """
+        super().on_kill()
         if not self.cancel_on_kill or self._running is None:
             return
         ti, handle = self._running

@@ -28,6 +28,7 @@ from airflow_provider_uniapi_fal.ledger.record import (
     Do,
     JobRecord,
     Phase,
+    cancelled_by_a_clear,
     decide,
     fingerprint,
     found_gone,
@@ -41,6 +42,7 @@ from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobState
+from airflow_provider_uniapi_fal.protocol.verbs import Resting
 from airflow_provider_uniapi_fal.reporting import REQUEST_ID_KEY, failure_in_xcom
 
 if TYPE_CHECKING:
@@ -133,6 +135,7 @@ class SubmittingOperator(CheckedWhenMapped):
         self.on_unknown_submit = on_unknown_submit
         self.on_changed_arguments = on_changed_arguments
         self.on_clear = on_clear
+        self._resting = Resting()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """
@@ -199,6 +202,18 @@ class SubmittingOperator(CheckedWhenMapped):
         """Whether the task cancels its job when it is cleared; a task that hands its job on does not."""
         return False
 
+    def on_kill(self) -> None:
+        """
+        End a submit that rests, and nothing else, while its intent can still be taken back.
+
+        Airflow calls this in the thread that rests, and kills the task some seconds later if it is still there.
+
+        :raises FalProtocolError: in the place where it rests
+        """
+        if self._resting.now:
+            self._resting.now = False
+            raise error_of(_KILLED)
+
     def _request(self, hook: FalHook) -> HttpRequest:
         """Return the post, with the files that the arguments name inside."""
         arguments = with_files(self.arguments, dialect_named(self.dialect).media_inputs)
@@ -223,7 +238,9 @@ class SubmittingOperator(CheckedWhenMapped):
         )
         if decision.do is Do.SUBMIT:
             self.log.info("%s Submitting.", decision.why)
-            return self._submit(hook, ledger, asked, max_tries)
+            # A cancellation by the user's own clear is told by the number of the try, which the next one has no more.
+            spent = record is not None and cancelled_by_a_clear(record, ti.try_number)
+            return self._submit(hook, ledger, asked, max_tries, before=None if spent else record)
         if record is not None and decision.do is Do.REATTACH:
             level = self.log.info if record.fingerprint == asked else self.log.warning
             level("%s", decision.why)
@@ -269,15 +286,17 @@ class SubmittingOperator(CheckedWhenMapped):
             return None
         return state
 
-    def _submit(self, hook: FalHook, ledger: TaskLedger, asked: str, max_tries: int) -> JobRecord:
+    def _submit(
+        self, hook: FalHook, ledger: TaskLedger, asked: str, max_tries: int, *, before: JobRecord | None
+    ) -> JobRecord:
         request = self._request(hook)
         intent = JobRecord(Phase.INTENT, asked, max_tries, time.time())
         if self.hands_its_job_on and conf.getboolean("state_store", "clear_on_success", fallback=False):
             self.log.warning("%s", FORGETS_ON_SUCCESS)
         self.before_paying(intent)
-        ledger.write(intent)
+        ledger.intend(intent, before)
         try:
-            accepted = hook.post(self.model, request, dialect=self.dialect)
+            accepted = hook.post(self.model, request, dialect=self.dialect, resting=self._resting)
         except FalSubmitOutcomeUnknown as error:
             if self.on_unknown_submit == "resubmit":
                 raise error_of(_to_be_resubmitted(error.failure)) from error
@@ -287,7 +306,12 @@ class SubmittingOperator(CheckedWhenMapped):
                 refused = JobRecord(Phase.ENDED, asked, max_tries, time.time(), failure=error.failure)
                 ledger.write(refused)
             else:
-                ledger.forget()
+                ledger.put_back(before)
+            raise
+        except BaseException:
+            if self._resting.now:
+                self._resting.now = False
+                ledger.put_back(before)
             raise
         return self.take(accepted, ledger, intent)
 
@@ -354,6 +378,13 @@ def _to_be_resubmitted(failure: Failure) -> Failure:
         may_run=True,
         http_status=failure.http_status,
     )
+
+
+_KILLED = Failure(
+    FailureKind.PROTOCOL,
+    what="The task was ended from outside while it waited to post once more; nothing was accepted so far.",
+    retry_does="submits.",
+)
 
 
 def given(arguments: Mapping[str, Any] | None, **fields: Any) -> dict[str, Any]:

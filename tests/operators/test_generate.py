@@ -23,6 +23,7 @@ from airflow_provider_uniapi_fal.exceptions import (
     FalJobFailed,
     FalProtocolError,
     FalQueueTimeout,
+    FalRateLimited,
     FalTimeout,
 )
 from airflow_provider_uniapi_fal.hooks import task_states
@@ -204,6 +205,17 @@ def test_a_job_that_the_clear_itself_has_cancelled_is_made_again_in_the_same_try
     assert task.xcoms["request_id"] == result["handle"]["request_id"] != first.request_id
     assert "failure" not in task.xcoms
     assert phase(task) is Phase.DELIVERED
+
+
+def test_so_it_is_by_the_next_try_if_this_one_finds_no_place_for_it(start: Start, generate: Generate) -> None:
+    emulator, task, first = submitted_by_a_first_try(start)
+    emulator.add_fault("rate-limit retry_after=0")
+    cancelling = cancel_once_it_is_looked_at(emulator, first)
+    fails(generate, task.next_try(cleared=True), FalRateLimited)
+    cancelling.join()
+    emulator.clear_faults()
+    assert generate(task.next_try())["media"]
+    assert emulator.account()["totals"]["posts_accepted"] == 2
 
 
 def test_a_job_that_somebody_cancels_before_a_retry_is_not_made_again(

@@ -235,7 +235,7 @@ class GeneratingOperator(DeferringOperator, SubmittingOperator):
         self._say(summary(result))
         metrics.delivered(result)
         if record is not None:
-            ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))
+            self.delivered(context, ledger, record)
         return result.to_json()
 
     def _ended_badly(

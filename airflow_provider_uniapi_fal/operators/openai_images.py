@@ -140,7 +140,7 @@ class OpenAIImagesOperator(SubmittingOperator):
                 files = self._landed(hook.of(handle), result)
                 self._keep(record, {"result": result.to_json(), "files": files})
                 metrics.delivered(result)
-            ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))
+            self.delivered(context, ledger, record)
         self._moved = lineage.Moved(
             job=handle,
             destination=self._destination,

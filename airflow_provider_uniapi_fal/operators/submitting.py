@@ -146,7 +146,7 @@ class SubmittingOperator(CheckedWhenMapped):
         with failure_in_xcom(context):
             ledger = TaskLedger(context["task_state_store"])
             record = self.submitted(context, FalHook(self.fal_conn_id), ledger)
-            ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))
+            self.delivered(context, ledger, record)
             return handle_in(record).to_json()
 
     def submitted(self, context: Context, hook: FalHook, ledger: TaskLedger) -> JobRecord:
@@ -166,6 +166,18 @@ class SubmittingOperator(CheckedWhenMapped):
             ti.xcom_push(key=key, value=url)
         push_links(self, ti, request_id=handle.request_id)
         return record
+
+    def delivered(self, context: Context, ledger: TaskLedger, record: JobRecord) -> None:
+        """
+        Write down that the job has reached whoever asked for it.
+
+        What is paid for is not kept back if the ledger does not take that: a clear then delivers the same once more.
+        """
+        try:
+            ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))
+        except Exception as error:  # noqa: BLE001 - whatever the store raises, the job is paid for and there
+            request_id = handle_in(record).request_id
+            self.log.warning("The ledger did not take it that request %s is delivered: %s", request_id, error)
 
     def check(self, hook: FalHook) -> None:
         """

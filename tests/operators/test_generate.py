@@ -429,6 +429,24 @@ def test_a_record_that_is_silently_lost_costs_neither_the_result_nor_a_second_po
     assert posts(emulator) == 1
 
 
+def test_a_result_is_delivered_although_the_ledger_does_not_take_that_it_was(
+    start: Start, generate: Generate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Away(StateStore):
+        def set(self, key: str, value: Any, *, retention: timedelta | None = None) -> None:
+            if value["phase"] == "delivered":
+                raise OSError("the store is away")
+            super().set(key, value)
+
+    emulator = start(**SHORT)
+    task = Task(store=Away())
+    first = generate(task)
+    assert first["media"]
+    assert "the store is away" in capsys.readouterr().out
+    assert generate(task.next_try(cleared=True))["handle"] == first["handle"]
+    assert posts(emulator) == 1
+
+
 @pytest.mark.parametrize("lost", [Phase.SUBMITTED, Phase.ENDED])
 @pytest.mark.parametrize("cleared", [False, True])
 def test_a_record_that_is_silently_lost_leads_to_no_post_while_its_job_may_run(

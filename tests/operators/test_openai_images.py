@@ -202,6 +202,24 @@ def test_an_answer_is_landed_through_the_connection_that_it_came_by(
     assert posts(emulator) == 1
 
 
+def test_pictures_are_handed_on_although_the_ledger_does_not_take_that_they_were(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start(**SMALL)
+    task = Task()
+    really_set = task.store.set
+
+    def away(key: str, value: Any, **options: Any) -> None:
+        if value["phase"] == "delivered":
+            raise OSError("the store is away")
+        really_set(key, value, **options)
+
+    monkeypatch.setattr(task.store, "set", away)
+    first = images(task, tmp_path)
+    assert images(task.next_try(), tmp_path) == first
+    assert posts(emulator) == 1
+
+
 def store_dies_at(task: Task, at: Phase) -> Any:
     write = task.store.set
 

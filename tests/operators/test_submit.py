@@ -602,6 +602,23 @@ def test_a_try_of_which_nothing_came_leaves_the_job_before_it_in_the_ledger(
     assert emulator.account()["totals"]["posts_accepted"] == 1
 
 
+def test_a_handle_is_handed_on_although_the_ledger_does_not_take_that_it_was(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Away(StateStore):
+        def set(self, key: str, value: Any, **retention: Any) -> None:
+            if value["phase"] == "delivered":
+                raise OSError("the store is away")
+            super().set(key, value)
+
+    emulator = start()
+    task = Task(store=Away())
+    first = submit(task)
+    assert "the store is away" in capsys.readouterr().out
+    assert submit(task.next_try(cleared=True)) == first
+    assert posts(emulator) == 1
+
+
 def test_a_job_that_the_ledger_does_not_take_is_named_and_not_posted_again(
     start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -126,6 +126,10 @@ class FalHook(BaseHook):
         async with lent as transport:
             yield transport
 
+    def of(self, handle: JobHandle) -> FalHook:
+        """Return the hook for a job's own connection: no other gateway, and no other account, knows of it."""
+        return self if handle.fal_conn_id == self.fal_conn_id else FalHook(handle.fal_conn_id)
+
     def prepare(
         self, model: object, arguments: object, *, dialect: str = "fal", **options: Any
     ) -> HttpRequest:
@@ -183,14 +187,23 @@ class FalHook(BaseHook):
             reading = await transport.run(self._submitting(model, request, dialect))
         return _accepted(reading)
 
-    def post(self, model: str, request: HttpRequest, *, dialect: str = "fal") -> Submitted | Finished:
+    def post(
+        self,
+        model: str,
+        request: HttpRequest,
+        *,
+        dialect: str = "fal",
+        resting: verbs.Resting | None = None,
+    ) -> Submitted | Finished:
         """
         Post what :meth:`prepare` returned; raises as :meth:`submit` does.
 
         Apart from :meth:`prepare` so that a ledger can be written between the two.
+
+        :param resting: is kept up to date, for who breaks it off
         """
-        reading = BlockingTransport(self.account).run(self._submitting(model, request, dialect))
-        return _accepted(reading)
+        flow = self._submitting(model, request, dialect)
+        return _accepted(BlockingTransport(self.account).run(flow if resting is None else resting.of(flow)))
 
     async def apost(
         self,
@@ -287,7 +300,7 @@ class FalHook(BaseHook):
         return _returned(spoken.handle_of(request_id, model, fal_conn_id=self.fal_conn_id, now=time.time()))
 
     def urls(self, handle: JobHandle) -> dict[str, str]:
-        """Return the absolute addresses of a job's status and result at the configured gateway."""
+        """Return the absolute addresses of a job's status and result at the gateway of this connection."""
         family = dialect_named(handle.dialect).family
         return {
             "status_url": self.account.url(family, handle.status_path),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any, Protocol
 
@@ -78,9 +79,26 @@ class TaskLedger:
         if record.phase is Phase.INTENT and self._store.get(KEY) != data:
             raise error_of(_not_kept())
 
-    def forget(self) -> None:
-        """Remove the record: the submit provably was not accepted."""
-        self._store.delete(KEY)
+    def intend(self, intent: JobRecord, before: JobRecord | None) -> None:
+        """
+        Write down that a submit is about to be posted; raises as :meth:`write` does.
+
+        :param before: what is there. It is put back if the store does not take the intent, for the store may have
+            taken it and only its answer be lost
+        """
+        try:
+            self.write(intent)
+        except Exception:
+            with suppress(Exception):
+                self.put_back(before)
+            raise
+
+    def put_back(self, before: JobRecord | None) -> None:
+        """Leave what was there before an intent of which provably nothing came."""
+        if before is None:
+            self._store.delete(KEY)
+        else:
+            self._store.set(KEY, before.to_json(), retention=RETENTION)
 
 
 def _not_kept() -> Failure:

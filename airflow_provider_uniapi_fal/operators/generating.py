@@ -112,7 +112,7 @@ class GeneratingOperator(DeferringOperator, SubmittingOperator):
         cancel_on_kill: bool = True,
         end_from_trigger: bool = False,
         logs: bool = True,
-        defer_after: float = 6.0,
+        defer_after: timedelta | float = 6.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -138,6 +138,8 @@ class GeneratingOperator(DeferringOperator, SubmittingOperator):
             record = self.submitted(context, hook, ledger)
             handle = handle_in(record)
             self._running = (context["ti"], handle)
+            # An earlier try may have submitted it through another connection.
+            hook = hook.of(handle)
             now = time.time()
             watch = Watch(
                 handle,
@@ -209,6 +211,7 @@ class GeneratingOperator(DeferringOperator, SubmittingOperator):
         Airflow calls this also on eviction, on a time-out and when it has lost touch with its server; the task is
         running, deferred or about to be tried again then, as far as Airflow knows, and the job is left alone.
         """
+        super().on_kill()
         if not self.cancel_on_kill or self._running is None:
             return
         ti, handle = self._running
@@ -232,7 +235,7 @@ class GeneratingOperator(DeferringOperator, SubmittingOperator):
         self._say(summary(result))
         metrics.delivered(result)
         if record is not None:
-            ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))
+            self.delivered(context, ledger, record)
         return result.to_json()
 
     def _ended_badly(

@@ -6,6 +6,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import ObjectStoragePath
@@ -16,6 +17,7 @@ from airflow_provider_uniapi_fal.hooks.fal import DEFAULT_CONN_ID, FalHook
 from airflow_provider_uniapi_fal.landing import lineage
 from airflow_provider_uniapi_fal.landing.arguments import check_destination, check_name
 from airflow_provider_uniapi_fal.landing.files import LandedFile
+from airflow_provider_uniapi_fal.landing.inputs import unread
 from airflow_provider_uniapi_fal.landing.media import Limits, land
 from airflow_provider_uniapi_fal.landing.names import Names
 from airflow_provider_uniapi_fal.landing.storage import put_bytes
@@ -26,7 +28,7 @@ from airflow_provider_uniapi_fal.operators.submitting import SubmittingOperator,
 from airflow_provider_uniapi_fal.protocol.arguments import seconds
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished, Submitted
 from airflow_provider_uniapi_fal.protocol.dialects.openai_images import TIMEOUT
-from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobResult, JobState
 from airflow_provider_uniapi_fal.reporting import REQUEST_ID_KEY, failure_in_xcom
 
@@ -99,14 +101,14 @@ class OpenAIImagesOperator(SubmittingOperator):
         name: str | XComArg | None = None,
         storage_conn_id: str | None = None,
         max_bytes: int = MAX_BYTES,
-        timeout: float = TIMEOUT,
+        timeout: timedelta | float = TIMEOUT,
         check_limits: bool = True,
         **kwargs: Any,
     ) -> None:
         fields = given(arguments, prompt=prompt, n=n, size=size, response_format=response_format)
         super().__init__(model=model, arguments=fields, fal_conn_id=fal_conn_id, **kwargs)
-        if max_bytes <= 0:
-            raise ValueError("max_bytes must be more than 0")
+        if isinstance(max_bytes, bool) or not isinstance(max_bytes, int) or max_bytes <= 0:
+            raise ValueError(f"max_bytes must be a whole number of bytes, more than 0, not {max_bytes!r}")
         # Templates and XComs are values by the time that execute() looks.
         self.destination: Any = destination
         self.name: Any = name
@@ -135,10 +137,10 @@ class OpenAIImagesOperator(SubmittingOperator):
             result, files = self._kept(record)
             context["ti"].xcom_push(key="result", value=result.to_json())
             if files is None:
-                files = self._landed(hook, result)
+                files = self._landed(hook.of(handle), result)
                 self._keep(record, {"result": result.to_json(), "files": files})
                 metrics.delivered(result)
-            ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))
+            self.delivered(context, ledger, record)
         self._moved = lineage.Moved(
             job=handle,
             destination=self._destination,
@@ -258,12 +260,26 @@ class OpenAIImagesOperator(SubmittingOperator):
         except Exception as error:
             if value:
                 raise
-            raise error_of(
-                bad_input(
-                    f"destination: {self.destination} cannot be written to ({type(error).__name__}).",
-                    "Nothing was submitted. Correct destination or storage_conn_id.",
+            raise self._not_writable(error) from error
+
+    def _not_writable(self, error: Exception) -> FalError:
+        """Return the error for a destination that takes nothing: a wrong one, or a fault that may pass."""
+        found = unread(
+            "destination:", f"{self.destination} cannot be written to ({type(error).__name__})", error
+        )
+        if found.failure.kind is FailureKind.INPUT:
+            return error_of(
+                replace(
+                    found.failure, advice="Nothing was submitted. Correct destination or storage_conn_id."
                 )
-            ) from error
+            )
+        return error_of(
+            replace(
+                found.failure,
+                retry_does="submits, if it can be written to then.",
+                advice="Nothing was submitted. Look at the storage and its connection.",
+            )
+        )
 
     def _read(self, record: JobRecord) -> dict[str, Any]:
         """Return what is kept of a job; empty if the answer never came."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from airflow.sdk import conf
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowNotFoundException, AirflowSkipException
 
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import (
@@ -28,6 +28,7 @@ from airflow_provider_uniapi_fal.ledger.record import (
     Do,
     JobRecord,
     Phase,
+    cancelled_by_a_clear,
     decide,
     fingerprint,
     found_gone,
@@ -41,6 +42,7 @@ from airflow_provider_uniapi_fal.protocol.dialects import dialect_named
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobState
+from airflow_provider_uniapi_fal.protocol.verbs import Resting
 from airflow_provider_uniapi_fal.reporting import REQUEST_ID_KEY, failure_in_xcom
 
 if TYPE_CHECKING:
@@ -133,6 +135,7 @@ class SubmittingOperator(CheckedWhenMapped):
         self.on_unknown_submit = on_unknown_submit
         self.on_changed_arguments = on_changed_arguments
         self.on_clear = on_clear
+        self._resting = Resting()
 
     def execute(self, context: Context) -> dict[str, Any]:
         """
@@ -143,7 +146,7 @@ class SubmittingOperator(CheckedWhenMapped):
         with failure_in_xcom(context):
             ledger = TaskLedger(context["task_state_store"])
             record = self.submitted(context, FalHook(self.fal_conn_id), ledger)
-            ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))
+            self.delivered(context, ledger, record)
             return handle_in(record).to_json()
 
     def submitted(self, context: Context, hook: FalHook, ledger: TaskLedger) -> JobRecord:
@@ -159,10 +162,22 @@ class SubmittingOperator(CheckedWhenMapped):
         record = self.decided(hook, ledger, ledger.read(), ti)
         handle = handle_in(record)
         ti.xcom_push(key=REQUEST_ID_KEY, value=handle.request_id)
-        for key, url in hook.urls(handle).items():
+        for key, url in hook.of(handle).urls(handle).items():
             ti.xcom_push(key=key, value=url)
         push_links(self, ti, request_id=handle.request_id)
         return record
+
+    def delivered(self, context: Context, ledger: TaskLedger, record: JobRecord) -> None:
+        """
+        Write down that the job has reached whoever asked for it.
+
+        What is paid for is not kept back if the ledger does not take that: a clear then delivers the same once more.
+        """
+        try:
+            ledger.write(in_phase(record, Phase.DELIVERED, context["ti"].max_tries))
+        except Exception as error:  # noqa: BLE001 - whatever the store raises, the job is paid for and there
+            request_id = handle_in(record).request_id
+            self.log.warning("The ledger did not take it that request %s is delivered: %s", request_id, error)
 
     def check(self, hook: FalHook) -> None:
         """
@@ -199,6 +214,18 @@ class SubmittingOperator(CheckedWhenMapped):
         """Whether the task cancels its job when it is cleared; a task that hands its job on does not."""
         return False
 
+    def on_kill(self) -> None:
+        """
+        End a submit that rests, and nothing else, while its intent can still be taken back.
+
+        Airflow calls this in the thread that rests, and kills the task some seconds later if it is still there.
+
+        :raises FalProtocolError: in the place where it rests
+        """
+        if self._resting.now:
+            self._resting.now = False
+            raise error_of(_KILLED)
+
     def _request(self, hook: FalHook) -> HttpRequest:
         """Return the post, with the files that the arguments name inside."""
         arguments = with_files(self.arguments, dialect_named(self.dialect).media_inputs)
@@ -210,11 +237,12 @@ class SubmittingOperator(CheckedWhenMapped):
         model = dialect_named(self.dialect).model_id(self.model)
         asked = fingerprint(model, self.arguments, self.fal_conn_id, dialect=self.dialect)
         cleared = record is not None and was_cleared(record, max_tries)
+        state = self.state_of(hook, record) if cleared else None
         decision = decide(
             record,
             asked=asked,
             cleared=cleared,
-            state=self.state_of(hook, record) if cleared else None,
+            state=state,
             try_number=ti.try_number,
             on_unknown_submit=self.on_unknown_submit,
             on_changed_arguments=self.on_changed_arguments,
@@ -222,7 +250,9 @@ class SubmittingOperator(CheckedWhenMapped):
         )
         if decision.do is Do.SUBMIT:
             self.log.info("%s Submitting.", decision.why)
-            return self._submit(hook, ledger, asked, max_tries)
+            # A cancellation by the user's own clear is told by the number of the try, which the next one has no more.
+            spent = record is not None and cancelled_by_a_clear(record, ti.try_number)
+            return self._submit(hook, ledger, asked, max_tries, before=None if spent else record)
         if record is not None and decision.do is Do.REATTACH:
             level = self.log.info if record.fingerprint == asked else self.log.warning
             level("%s", decision.why)
@@ -237,13 +267,13 @@ class SubmittingOperator(CheckedWhenMapped):
             return record
         if record is not None and record.failure is not None and decision.do is Do.FAIL_AGAIN:
             raise error_of(record.failure)
-        if decision.do is Do.FAIL_CHANGED:
-            raise error_of(_changed(decision.why))
+        if record is not None and decision.do is Do.FAIL_CHANGED:
+            raise error_of(_changed(decision.why, handle_in(record), ended=state is JobState.SUCCEEDED))
         raise error_of(unknown_outcome(decision.why))
 
     def state_of(self, hook: FalHook, record: JobRecord | None) -> Seen:
         """
-        Ask the gateway how the recorded job stands.
+        Ask the gateway how the recorded job stands: the gateway that it was submitted to.
 
         No answer counts as live, which pays nothing. That a job is not known is believed of one that a wait has not
         found either, or that is old enough to have been forgotten. Of a job whose result was not found the result is
@@ -253,29 +283,32 @@ class SubmittingOperator(CheckedWhenMapped):
             return None
         request_id = record.handle.request_id
         gone_before = found_gone(record)
+        asked = hook.of(record.handle)
         try:
-            state = hook.status(record.handle).state
+            state = asked.status(record.handle).state
             if gone_before and state is JobState.SUCCEEDED:
-                hook.result(record.handle)
+                asked.result(record.handle)
         except FalResultExpired as error:
             if gone_before or time.time() - record.handle.submitted_at >= KEPT_SECONDS:
                 return GONE
             self.log.warning("Request %s is too young to be forgotten: %s", request_id, error)
             return None
-        except FalError as error:
+        except (FalError, AirflowNotFoundException) as error:
             self.log.warning("Where request %s stands is not known: %s", request_id, error)
             return None
         return state
 
-    def _submit(self, hook: FalHook, ledger: TaskLedger, asked: str, max_tries: int) -> JobRecord:
+    def _submit(
+        self, hook: FalHook, ledger: TaskLedger, asked: str, max_tries: int, *, before: JobRecord | None
+    ) -> JobRecord:
         request = self._request(hook)
         intent = JobRecord(Phase.INTENT, asked, max_tries, time.time())
         if self.hands_its_job_on and conf.getboolean("state_store", "clear_on_success", fallback=False):
             self.log.warning("%s", FORGETS_ON_SUCCESS)
         self.before_paying(intent)
-        ledger.write(intent)
+        ledger.intend(intent, before)
         try:
-            accepted = hook.post(self.model, request, dialect=self.dialect)
+            accepted = hook.post(self.model, request, dialect=self.dialect, resting=self._resting)
         except FalSubmitOutcomeUnknown as error:
             if self.on_unknown_submit == "resubmit":
                 raise error_of(_to_be_resubmitted(error.failure)) from error
@@ -285,7 +318,12 @@ class SubmittingOperator(CheckedWhenMapped):
                 refused = JobRecord(Phase.ENDED, asked, max_tries, time.time(), failure=error.failure)
                 ledger.write(refused)
             else:
-                ledger.forget()
+                ledger.put_back(before)
+            raise
+        except BaseException:
+            if self._resting.now:
+                self._resting.now = False
+                ledger.put_back(before)
             raise
         return self.take(accepted, ledger, intent)
 
@@ -334,11 +372,13 @@ def _kind(value: Any) -> str:
     return type(value).__name__
 
 
-def _changed(why: str) -> Failure:
-    return bad_input(
+def _changed(why: str, handle: JobHandle, *, ended: bool) -> Failure:
+    """Return the failure of a try that asks for something else, with the fate of the job that is there."""
+    refused = bad_input(
         f"This try would submit something else: {why}.",
         "Nothing was submitted now; the earlier job is not affected. on_changed_arguments decides this.",
     )
+    return replace(refused, billed="maybe", may_run=not ended, request_id=handle.request_id)
 
 
 def _to_be_resubmitted(failure: Failure) -> Failure:
@@ -350,6 +390,13 @@ def _to_be_resubmitted(failure: Failure) -> Failure:
         may_run=True,
         http_status=failure.http_status,
     )
+
+
+_KILLED = Failure(
+    FailureKind.PROTOCOL,
+    what="The task was ended from outside while it waited to post once more; nothing was accepted so far.",
+    retry_does="submits.",
+)
 
 
 def given(arguments: Mapping[str, Any] | None, **fields: Any) -> dict[str, Any]:

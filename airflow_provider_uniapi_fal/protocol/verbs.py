@@ -27,6 +27,7 @@ from airflow_provider_uniapi_fal.protocol.dialects.reading import Detail, number
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, unknown_outcome
 from airflow_provider_uniapi_fal.protocol.job import JobState
 from airflow_provider_uniapi_fal.protocol.messages import (
+    Done,
     Flow,
     HttpReply,
     HttpRequest,
@@ -35,6 +36,7 @@ from airflow_provider_uniapi_fal.protocol.messages import (
     Send,
     Sent,
     Sleep,
+    advance,
     read_json,
 )
 
@@ -100,6 +102,27 @@ def submit(
             advice="Look at the connection's host, the network and the proxy.",
         )
     return reading
+
+
+class Resting:
+    """
+    Knows of a submit whether it rests, which it does only when its last post provably was not accepted.
+
+    Whoever breaks it off then leaves nothing in doubt.
+    """
+
+    def __init__(self) -> None:
+        self.now = False
+
+    def of(self, flow: Flow[SubmitReading]) -> Flow[SubmitReading]:
+        """Return the submit, which is the same."""
+        effect = advance(flow, None)
+        while not isinstance(effect, Done):
+            self.now = isinstance(effect, Sleep)
+            answer = yield effect
+            self.now = False
+            effect = advance(flow, answer)
+        return effect.value
 
 
 def look(

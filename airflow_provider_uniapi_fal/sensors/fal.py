@@ -101,7 +101,7 @@ class FalQueueSensor(CheckedWhenMapped, DeferringOperator, BaseSensorOperator):
         poke_interval: timedelta | float | None = None,
         watch: WatchBy = "auto",
         logs: bool = True,
-        defer_after: float = 6.0,
+        defer_after: timedelta | float = 6.0,
         **kwargs: Any,
     ) -> None:
         super().__init__(poke_interval=LONGEST if poke_interval is None else poke_interval, **kwargs)
@@ -116,7 +116,6 @@ class FalQueueSensor(CheckedWhenMapped, DeferringOperator, BaseSensorOperator):
             raise ValueError("mode='reschedule' needs deferrable=False")
         seconds_or_none("poke_interval", poke_interval)
         seconds("timeout", self.timeout)
-        seconds("defer_after", defer_after, or_zero=True)
         # Templates and XComs are values by the time that execute() looks.
         self.handle: Any = handle
         self.status_url: Any = status_url
@@ -129,7 +128,7 @@ class FalQueueSensor(CheckedWhenMapped, DeferringOperator, BaseSensorOperator):
         self._adaptive = poke_interval is None
         self.watch = one_of("watch", watch, WAYS)
         self.logs = logs
-        self.defer_after = defer_after
+        self.defer_after = seconds("defer_after", defer_after, or_zero=True)
         self._started_at: float | None = None
         self._watch: Watch | None = None
         self._hook: FalHook | None = None

@@ -19,7 +19,7 @@ def test_what_was_written_is_read_and_what_was_forgotten_is_absent() -> None:
     assert ledger.read() is None
     ledger.write(RECORD)
     assert ledger.read() == RECORD
-    ledger.forget()
+    ledger.put_back(None)
     assert ledger.read() is None
 
 

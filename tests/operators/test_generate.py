@@ -23,6 +23,7 @@ from airflow_provider_uniapi_fal.exceptions import (
     FalJobFailed,
     FalProtocolError,
     FalQueueTimeout,
+    FalRateLimited,
     FalTimeout,
 )
 from airflow_provider_uniapi_fal.hooks import task_states
@@ -204,6 +205,17 @@ def test_a_job_that_the_clear_itself_has_cancelled_is_made_again_in_the_same_try
     assert task.xcoms["request_id"] == result["handle"]["request_id"] != first.request_id
     assert "failure" not in task.xcoms
     assert phase(task) is Phase.DELIVERED
+
+
+def test_so_it_is_by_the_next_try_if_this_one_finds_no_place_for_it(start: Start, generate: Generate) -> None:
+    emulator, task, first = submitted_by_a_first_try(start)
+    emulator.add_fault("rate-limit retry_after=0")
+    cancelling = cancel_once_it_is_looked_at(emulator, first)
+    fails(generate, task.next_try(cleared=True), FalRateLimited)
+    cancelling.join()
+    emulator.clear_faults()
+    assert generate(task.next_try())["media"]
+    assert emulator.account()["totals"]["posts_accepted"] == 2
 
 
 def test_a_job_that_somebody_cancels_before_a_retry_is_not_made_again(
@@ -414,6 +426,24 @@ def test_a_record_that_is_silently_lost_costs_neither_the_result_nor_a_second_po
     # What was lost before the delivery is made good by it.
     assert phase(task) is (Phase.DELIVERED if lost is Phase.SUBMITTED else Phase.SUBMITTED)
     assert generate(task.next_try())["handle"] == first["handle"]
+    assert posts(emulator) == 1
+
+
+def test_a_result_is_delivered_although_the_ledger_does_not_take_that_it_was(
+    start: Start, generate: Generate, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Away(StateStore):
+        def set(self, key: str, value: Any, *, retention: timedelta | None = None) -> None:
+            if value["phase"] == "delivered":
+                raise OSError("the store is away")
+            super().set(key, value)
+
+    emulator = start(**SHORT)
+    task = Task(store=Away())
+    first = generate(task)
+    assert first["media"]
+    assert "the store is away" in capsys.readouterr().out
+    assert generate(task.next_try(cleared=True))["handle"] == first["handle"]
     assert posts(emulator) == 1
 
 
@@ -691,6 +721,22 @@ def test_other_arguments_after_a_time_out_follow_the_policy(
     failed = fails(generate, task.next_try(), **changed)
     assert ("arguments changed since request" in failed.what) is (on_changed_arguments == "fail")
     assert posts(emulator) == (2 if on_changed_arguments == "resubmit" else 1)
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_job_of_another_connection_is_waited_for_at_the_gateway_that_it_was_submitted_to(
+    start: Start, generate: Generate, monkeypatch: pytest.MonkeyPatch, cleared: bool
+) -> None:
+    emulator, other = start(run_seconds=0.5), start()
+    set_connection(monkeypatch, emulator.url)
+    task = Task()
+    with pytest.raises(TaskDeferred):
+        operator(defer_after=0.0).execute(task.context)
+    request_id = task.xcoms["request_id"]
+    result = generate(task.next_try(cleared=cleared), fal_conn_id="fal_other")
+    assert result["handle"]["request_id"] == request_id
+    assert task.xcoms["status_url"].startswith(emulator.url)
+    assert (posts(emulator), posts(other)) == (1, 0)
 
 
 # --- settings -----------------------------------------------------------------------------------------------

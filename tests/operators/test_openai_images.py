@@ -188,6 +188,38 @@ def test_an_answer_that_was_kept_counts_although_the_ledger_has_only_the_intent(
     assert posts(emulator) == 1
 
 
+def test_an_answer_is_landed_through_the_connection_that_it_came_by(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start(**SMALL)
+    task = Task()
+    with monkeypatch.context() as patch:
+        killed_at(patch, "land")
+        with pytest.raises(Killed):
+            images(task, tmp_path)
+    set_connection(monkeypatch, emulator.url, conn_id="fal_other", media_hosts=[])
+    assert images(task.next_try(), tmp_path, fal_conn_id="fal_other")
+    assert posts(emulator) == 1
+
+
+def test_pictures_are_handed_on_although_the_ledger_does_not_take_that_they_were(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start(**SMALL)
+    task = Task()
+    really_set = task.store.set
+
+    def away(key: str, value: Any, **options: Any) -> None:
+        if value["phase"] == "delivered":
+            raise OSError("the store is away")
+        really_set(key, value, **options)
+
+    monkeypatch.setattr(task.store, "set", away)
+    first = images(task, tmp_path)
+    assert images(task.next_try(), tmp_path) == first
+    assert posts(emulator) == 1
+
+
 def store_dies_at(task: Task, at: Phase) -> Any:
     write = task.store.set
 
@@ -226,6 +258,25 @@ def test_a_storage_that_cannot_be_written_to_is_found_before_anything_is_paid(
     with pytest.raises(FalInputError, match="cannot be written to"):
         images(Task(), tmp_path / "file")
     assert posts(emulator) == 0
+
+
+def test_a_storage_that_is_away_for_a_moment_is_tried_again_and_nothing_is_paid_before(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(content: bytes, target: Any) -> None:
+        raise OSError(5, "slow down")
+
+    emulator = start(**SMALL)
+    task = Task()
+    with monkeypatch.context() as patch:
+        patch.setattr(openai_images, "put_bytes", away)
+        with pytest.raises(FalProtocolError, match="cannot be written to") as raised:
+            images(task, tmp_path)
+    assert (raised.value.billed, raised.value.may_run) == ("no", False)
+    assert "A retry submits" in str(raised.value)
+    assert posts(emulator) == 0
+    assert images(task.next_try(), tmp_path)
+    assert posts(emulator) == 1
 
 
 def test_an_answer_that_cannot_be_kept_says_that_it_was_billed_and_is_not_posted_again(
@@ -334,7 +385,9 @@ def test_wrong_fields_are_refused_before_anything_is_paid(
     assert posts(emulator) == 0
 
 
-@pytest.mark.parametrize("changes", [{"timeout": 0}, {"max_bytes": 0}])
+@pytest.mark.parametrize(
+    "changes", [{"timeout": 0}, *({"max_bytes": bytes_} for bytes_ in (0, 1.5, float("nan"), True, "9"))]
+)
 def test_settings_that_make_no_sense_are_refused_when_the_dag_is_parsed(changes: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(changes))):
         OpenAIImagesOperator(task_id="x", model=MODEL, prompt="p", destination="file:///tmp", **changes)

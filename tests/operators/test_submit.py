@@ -2,10 +2,12 @@ from __future__ import annotations
 
 import base64
 import json
+import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowFailException
+from airflow.sdk.exceptions import AirflowFailException, AirflowNotFoundException, AirflowTaskTimeout
 from PIL import Image
 
 from airflow_provider_uniapi_fal.exceptions import (
@@ -26,6 +28,7 @@ from airflow_provider_uniapi_fal.operators import submitting
 from airflow_provider_uniapi_fal.operators.fal import FalGenerateOperator, FalSubmitOperator
 from airflow_provider_uniapi_fal.protocol import retrying
 from airflow_provider_uniapi_fal.protocol.job import JobHandle
+from airflow_provider_uniapi_fal.transport import blocking
 from tests.fakes import (
     ARGUMENTS,
     KEY,
@@ -367,9 +370,60 @@ def test_a_try_that_asks_for_something_else_can_fail_or_pay_for_both(start: Star
     with pytest.raises(FalInputError, match="arguments changed since request"):
         submit(task.next_try(), arguments=OTHER, on_changed_arguments="fail")
     assert posts(emulator) == 1
+    refused = task.xcoms["failure"]
+    assert (refused["billed"], refused["may_run"], refused["request_id"]) == (
+        "maybe",
+        True,
+        first["request_id"],
+    )
     second = submit(task.next_try(), arguments=OTHER, on_changed_arguments="resubmit")
     assert second["request_id"] != first["request_id"]
     assert submit(task.next_try(), arguments=OTHER, on_changed_arguments="resubmit") == second
+    assert posts(emulator) == 2
+
+
+def test_of_a_job_that_has_succeeded_such_a_failure_does_not_say_that_it_may_run(start: Start) -> None:
+    start()
+    task = Task()
+    submit(task)
+    with pytest.raises(FalInputError, match="arguments changed since request") as raised:
+        submit(task.next_try(cleared=True), arguments=OTHER, on_changed_arguments="fail", on_clear="reuse")
+    assert (raised.value.billed, raised.value.may_run) == ("maybe", False)
+
+
+def two_gateways(start: Start, monkeypatch: pytest.MonkeyPatch, **first: Any) -> tuple[Emulator, Emulator]:
+    """Start two gateways, of which the second knows nothing of the jobs of the first: fal_default and fal_other."""
+    emulator, other = start(**first), start()
+    set_connection(monkeypatch, emulator.url)
+    return emulator, other
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_job_of_another_connection_is_asked_for_at_the_gateway_that_it_was_submitted_to(
+    start: Start, monkeypatch: pytest.MonkeyPatch, cleared: bool
+) -> None:
+    # That a gateway does not know a job would be believed at once.
+    monkeypatch.setattr(submitting, "KEPT_SECONDS", 0.0)
+    emulator, other = two_gateways(start, monkeypatch, run_seconds=60.0)
+    task = Task()
+    first, xcoms = submit(task), task.xcoms
+    assert submit(task.next_try(cleared=cleared), fal_conn_id="fal_other") == first
+    assert task.xcoms == xcoms
+    assert (posts(emulator), posts(other)) == (1, 0)
+
+
+@pytest.mark.parametrize("cleared", [False, True])
+def test_a_job_whose_connection_is_gone_is_made_again_only_if_the_user_says_so(
+    start: Start, monkeypatch: pytest.MonkeyPatch, cleared: bool
+) -> None:
+    emulator = start()
+    task = Task()
+    submit(task, fal_conn_id="fal_other")
+    monkeypatch.delenv("AIRFLOW_CONN_FAL_OTHER")
+    with pytest.raises(AirflowNotFoundException, match="fal_other"):
+        submit(task.next_try(cleared=cleared))
+    assert posts(emulator) == 1
+    submit(task.next_try(cleared=cleared), on_changed_arguments="resubmit")
     assert posts(emulator) == 2
 
 
@@ -416,6 +470,153 @@ def test_no_post_leaves_without_its_intent_in_the_store(start: Start) -> None:
         submit(task)
     assert posts(emulator) == 0
     assert task.xcoms["failure"]["billed"] == "no"
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_submit_whose_intent_is_not_taken_is_made_by_the_next_try_although_the_store_may_have_it(
+    start: Start, kept: bool
+) -> None:
+    class Away(StateStore):
+        """Raises for the first intent; it may have taken it all the same."""
+
+        times = 1
+
+        def set(self, key: str, value: Any, **retention: Any) -> None:
+            away = value["phase"] == "intent" and self.times > 0
+            if kept or not away:
+                super().set(key, value)
+            if away:
+                self.times -= 1
+                raise OSError("read timeout")
+
+    emulator = start()
+    task = Task(store=Away())
+    with pytest.raises(OSError, match="read timeout"):
+        submit(task)
+    assert posts(emulator) == 0
+    submit(task.next_try())
+    assert posts(emulator) == 1
+
+
+def breaking_off(operator: FalSubmitOperator, by: str) -> SimpleNamespace:
+    """Return a stand-in for time in a process that is ended from outside as soon as it rests for a minute."""
+
+    def rest(seconds: float) -> None:
+        if seconds < 60:
+            return
+        if by == "execution_timeout":
+            raise AirflowTaskTimeout
+        # So does Airflow in its handler of SIGTERM; what the handler raises is raised where the process rests.
+        operator.on_kill()
+        raise AssertionError("it went on resting, and would have been killed")
+
+    return SimpleNamespace(sleep=rest, monotonic=time.monotonic)
+
+
+@pytest.mark.parametrize("operator", [FalSubmitOperator, FalGenerateOperator])
+@pytest.mark.parametrize("by", ["execution_timeout", "on_kill"])
+@pytest.mark.parametrize("reached", [True, False])
+def test_a_submit_that_is_broken_off_in_a_pause_is_made_by_the_next_try(
+    start: Start,
+    monkeypatch: pytest.MonkeyPatch,
+    operator: type[FalSubmitOperator],
+    by: str,
+    reached: bool,
+) -> None:
+    emulator = start(faults=["rate-limit retry_after=60"])
+    task = Task()
+    broken_off = operator(task_id="submit", model=MODEL, arguments=ARGUMENTS)
+    with monkeypatch.context() as patch:
+        patch.setattr(blocking, "time", breaking_off(broken_off, by))
+        if not reached:
+            patch.setattr(retrying, "backoff", lambda attempt, jitter: 60)
+            set_connection(patch, "http://127.0.0.1:1")
+        with pytest.raises((AirflowTaskTimeout, FalProtocolError)) as raised:
+            broken_off.execute(task.context)
+    if by == "on_kill":
+        assert "A retry submits" in str(raised.value)
+    # Airflow calls it after a time-out as well.
+    broken_off.on_kill()
+    emulator.clear_faults()
+    submit(task.next_try())
+    assert emulator.account()["totals"]["posts_accepted"] == 1
+
+
+@pytest.mark.parametrize("refused", [0, 2])
+def test_a_submit_that_is_broken_off_while_its_post_is_out_is_unknown_however_often_it_was_refused_before(
+    start: Start, monkeypatch: pytest.MonkeyPatch, refused: int
+) -> None:
+    emulator = start(faults=[f"rate-limit retry_after=0 times={refused}"] if refused else [])
+    task = Task()
+    operator = FalSubmitOperator(task_id="submit", model=MODEL, arguments=ARGUMENTS)
+    really_send = blocking.BlockingTransport._send
+
+    def send(*args: Any) -> Any:
+        sent: Any = really_send(*args)
+        if sent.ok:
+            operator.on_kill()
+            raise AirflowTaskTimeout
+        return sent
+
+    with monkeypatch.context() as patch:
+        patch.setattr(blocking.BlockingTransport, "_send", send)
+        with pytest.raises(AirflowTaskTimeout):
+            operator.execute(task.context)
+    for cleared in (False, True):
+        with pytest.raises(FalSubmitOutcomeUnknown):
+            submit(task.next_try(cleared=cleared))
+    assert posts(emulator) == refused + 1
+
+
+@pytest.mark.parametrize("how", ["refused", "broken off", "the intent is not taken"])
+def test_a_try_of_which_nothing_came_leaves_the_job_before_it_in_the_ledger(
+    start: Start, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    emulator = start(run_seconds=60.0)
+    task = Task()
+    first = submit(task)
+    task.next_try()
+    changed = FalSubmitOperator(
+        task_id="submit", model=MODEL, arguments=OTHER, on_changed_arguments="resubmit"
+    )
+    with monkeypatch.context() as patch:
+        if how == "refused":
+            emulator.add_fault("rate-limit retry_after=0")
+        elif how == "broken off":
+            emulator.add_fault("rate-limit retry_after=60")
+            patch.setattr(blocking, "time", breaking_off(changed, "execution_timeout"))
+        else:
+            really_set = task.store.set
+
+            def away(key: str, value: Any, **retention: Any) -> None:
+                really_set(key, value, **retention)
+                if value["phase"] == "intent":
+                    raise OSError("read timeout")
+
+            patch.setattr(task.store, "set", away)
+        with pytest.raises((FalRateLimited, AirflowTaskTimeout, OSError)):
+            changed.execute(task.context)
+    emulator.clear_faults()
+    # The arguments are again what they were.
+    assert submit(task.next_try(), on_changed_arguments="resubmit") == first
+    assert emulator.account()["totals"]["posts_accepted"] == 1
+
+
+def test_a_handle_is_handed_on_although_the_ledger_does_not_take_that_it_was(
+    start: Start, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Away(StateStore):
+        def set(self, key: str, value: Any, **retention: Any) -> None:
+            if value["phase"] == "delivered":
+                raise OSError("the store is away")
+            super().set(key, value)
+
+    emulator = start()
+    task = Task(store=Away())
+    first = submit(task)
+    assert "the store is away" in capsys.readouterr().out
+    assert submit(task.next_try(cleared=True)) == first
+    assert posts(emulator) == 1
 
 
 def test_a_job_that_the_ledger_does_not_take_is_named_and_not_posted_again(

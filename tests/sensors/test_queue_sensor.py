@@ -409,6 +409,14 @@ def test_a_short_job_is_not_deferred(start: Start) -> None:
     assert sensor.execute(Task().context)["media"]
 
 
+def test_every_time_may_be_given_as_a_timedelta(start: Start, wait: Wait) -> None:
+    start(run_seconds=0.3)
+    job = submitted().to_json()
+    times = {"defer_after": 0.1, "poke_interval": 0.1, "timeout": 20}
+    given: dict[str, Any] = {name: timedelta(seconds=value) for name, value in times.items()}
+    assert wait(Task(), handle=job, **given)["media"]
+
+
 @pytest.mark.parametrize("event", [None, "success", {}, {"status": "success"}])
 def test_an_event_of_another_kind_never_means_success(event: Any) -> None:
     sensor = FalQueueSensor(task_id="wait", handle=handle().to_json(), soft_fail=True)

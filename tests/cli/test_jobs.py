@@ -171,6 +171,37 @@ def test_without_a_connection_a_verb_says_which_one_is_missing(fal: Fal, words: 
     assert "Nothing was sent" in done.err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("submit", MODEL, "-i", "prompt=x"),
+        ("status", "req-1", "-m", MODEL),
+        ("wait", "req-1", "-m", MODEL),
+        ("result", "req-1", "-m", MODEL),
+        ("result", f"http://127.0.0.1/fal-ai/{MODEL}/requests/req-1/status"),
+        ("cancel", "req-1", "-m", MODEL),
+        ("land", "req-1", "/tmp/x", "-m", MODEL),
+        ("batch", "prompts.jsonl", "/tmp/x", "--yes"),
+        ("doctor", "--yes"),
+    ],
+)
+def test_a_connection_of_another_type_is_refused_by_every_verb_before_anything_is_sent(
+    start: Start,
+    fal: Fal,
+    monkeypatch: pytest.MonkeyPatch,
+    journal: CommandLineJournal,
+    words: tuple[str, ...],
+) -> None:
+    emulator = start()
+    elastic = {"conn_type": "elasticsearch", "host": emulator.url, "password": "a-secret-of-it"}
+    monkeypatch.setenv("AIRFLOW_CONN_ES", json.dumps(elastic))
+    done = fal(*words, "-c", "es")
+    assert (done.code, emulator.requests(), journal.entries()) == (5, [], []), done.err
+    for word in ("'elasticsearch'", "'uniapi_fal'", "Nothing was sent"):
+        assert word in done.err
+    assert "a-secret-of-it" not in done.err
+
+
 def test_a_lost_reply_is_told_honestly_and_not_posted_again(
     start: Start, fal: Fal, journal: CommandLineJournal
 ) -> None:

@@ -469,5 +469,5 @@ def _accepted(reading: SubmitReading) -> Submitted | Finished:
 
 def _read(handle: JobHandle, reading: T | LookAgain | Failure) -> T:
     if isinstance(reading, LookAgain):
-        raise error_of(verbs.unclear(handle, reading))
+        raise error_of(verbs.unfinished(handle) if reading.unfinished else verbs.unclear(handle, reading))
     return _returned(reading)

@@ -330,6 +330,24 @@ def test_a_wait_whose_time_is_over_says_that_the_job_may_still_run(
     assert "may still be running" not in cancelled.err
 
 
+@pytest.mark.parametrize("dialect", ["fal", "kling", "luma"])
+@pytest.mark.parametrize("verb", ["result", "land"])
+def test_a_result_that_is_asked_for_before_the_job_has_ended_is_to_be_waited_for(
+    start: Start, fal: Fal, tmp_path: Path, dialect: str, verb: str
+) -> None:
+    start(stuck=True)
+    model = {"fal": MODEL, "kling": "videos/text2video", "luma": "generations"}[dialect]
+    handle = tmp_path / "handle.json"
+    prompt = "user_prompt=x" if dialect == "luma" else "prompt=x"
+    handle.write_text(fal("submit", model, "-i", prompt, "--dialect", dialect, "-o", "json").out)
+    done = fal(verb, f"@{handle}", *([str(tmp_path / "media")] if verb == "land" else []), "-o", "json")
+    assert (done.code, done.json["failure"]["may_run"]) == (6, True)
+    assert "has not ended yet" in done.err
+    assert "airflow fal wait" in done.err
+    for blamed in ("network", "understood"):
+        assert blamed not in done.err
+
+
 def test_a_cancel_says_what_it_means_for_the_money(start: Start, fal: Fal, tmp_path: Path) -> None:
     start(stuck=True)
     job = submitted(fal, tmp_path)

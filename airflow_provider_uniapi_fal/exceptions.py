@@ -75,7 +75,11 @@ class FalBalanceError(FalError, AirflowFailException):
 
 
 class FalAuthError(FalError, AirflowFailException):
-    """The key is missing, malformed or refused. A running job is not affected; a retry cannot help."""
+    """
+    The key is missing, malformed or refused, or the connection is of another type and its password no key.
+
+    A running job is not affected; a retry cannot help.
+    """
 
     kind = FailureKind.AUTH
 

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from airflow_provider_uniapi_fal.cli.jobs import Accounted, arguments_of, intend, post, unknown_before
 from airflow_provider_uniapi_fal.cli.terminal import (
     ExitCode,
+    Stopped,
     confirm,
     exit_code_of,
     progress,
@@ -101,6 +102,15 @@ UNASKABLE = {
 }
 NOT_ASKED = "not asked"
 
+#: The answer where no reply came, from which nothing follows.
+NO_TELLING = "no telling"
+
+UNKNOWN = "What does an unknown request answer?"
+WRONG_KEY = "What does a wrong key answer?"
+
+#: Where the other families would answer something.
+FAMILIES = {"kling": "/v1/videos/text2video/0", "luma": "/generations/0"}
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -163,28 +173,44 @@ def doctor(args: argparse.Namespace) -> ExitCode | None:
     )
     account = hook.account
     say(f"Asking {account.base_url} what costs nothing, with connection {conn_id}.")
-    findings = list(free_findings(account))
-    healthy = findings[0].answer.startswith("yes")
-    failure: Failure | None = None
-    if not healthy:
-        say("The job is left out: the gateway did not accept the key or the account.")
-    elif not args.free:
-        confirm(
-            f"Now one paid job: {model}. It is the only one, and it is posted once.",
-            yes=args.yes,
+    asked: list[Exchange] = []
+    works, text = _run(account, recorded(verbs.probe(), asked))
+    findings = [key_finding(works, text, asked[-1])]
+    reached = asked[-1].reply is not None
+    ended: Stopped | None = None
+    if not reached:
+        findings += (
+            Finding(question, NOT_ASKED, "there was no reply to the first question")
+            for question in free_questions(account)
         )
-        seen = _Recorder(_with_scheme(account, extra_of(findings).get("auth_scheme")))
-        entry = SubmitEntry.intent(model, arguments, conn_id)
-        intend(journal, entry, unknown)
-        submitting(args, "submits one more job.")
-        try:
-            accepted = post(seen.hook(conn_id), journal, entry, args.model, request, "fal")
-        except FalError as error:
-            # What was asked is not to be lost with it, and a refusal is an answer as well.
-            failure = error.failure
-            findings.append(refusal_finding(seen.exchanges[-1], failure))
-        else:
-            findings += job_findings(seen, journal, accepted, args.model, args.timeout)
+        ended = Stopped(f"{text} So nothing else was asked.", ExitCode.GATEWAY)
+    else:
+        findings += free_findings(account)
+        if not works:
+            code = ExitCode.ACCOUNT if tells_of_the_account(asked[-1]) else ExitCode.GATEWAY
+            ended = Stopped(f"{text} No job was submitted.", code)
+        elif not args.free:
+            try:
+                confirm(
+                    f"Now one paid job: {model}. It is the only one, and it is posted once.", yes=args.yes
+                )
+            except Stopped as no:
+                # What was found for free is shown all the same.
+                ended = no
+            else:
+                seen = _Recorder(_with_scheme(account, extra_of(findings).get("auth_scheme")))
+                entry = SubmitEntry.intent(model, arguments, conn_id)
+                intend(journal, entry, unknown)
+                submitting(args, "submits one more job.")
+                try:
+                    accepted = post(seen.hook(conn_id), journal, entry, args.model, request, "fal")
+                except FalError as error:
+                    # What was asked is not to be lost with it, and a refusal is an answer as well.
+                    failure = error.failure
+                    findings.append(refusal_finding(seen.exchanges[-1], failure))
+                    ended = Stopped(str(failure), exit_code_of(failure), failure.to_json())
+                else:
+                    findings += job_findings(seen, journal, accepted, args.model, args.timeout)
     findings += unasked(findings)
     rows = [asdict(finding) for finding in findings]
     extra = extra_of(findings)
@@ -192,22 +218,21 @@ def doctor(args: argparse.Namespace) -> ExitCode | None:
         show(
             {
                 "findings": rows,
-                "extra": extra,
-                "failure": None if failure is None else failure.to_json(),
+                "extra": extra if reached else None,
+                "failure": None if ended is None else ended.facts,
             },
             args.output,
         )
     else:
         show_rows(rows, COLUMNS, args.output)
-        say(
-            f"Set in the extra of connection {conn_id}: {json.dumps(extra)}"
-            if extra
-            else f"Nothing needs to be set in the extra of connection {conn_id}."
-        )
-    if failure is not None:
-        say(str(failure))
-        return exit_code_of(failure)
-    return ExitCode.OK if healthy else ExitCode.ACCOUNT
+        if extra:
+            say(f"Set in the extra of connection {conn_id}: {json.dumps(extra)}")
+        elif works:
+            say(f"Nothing needs to be set in the extra of connection {conn_id}.")
+    if ended is None:
+        return ExitCode.OK
+    say(str(ended))
+    return ended.code
 
 
 def extra_of(findings: Iterable[Finding]) -> dict[str, Any]:
@@ -228,41 +253,59 @@ def unasked(findings: Sequence[Finding]) -> list[Finding]:
     ]
 
 
+def tells_of_the_account(seen: Exchange) -> bool:
+    """Whether a reply to the probe that is no acceptance is about the key or the account, and not the gateway's."""
+    return seen.code in (401, 402, 403) or seen.answers
+
+
+def key_finding(works: bool, text: str, seen: Exchange) -> Finding:
+    """
+    Read the answer to the probe.
+
+    :param seen: the last reply to it
+    """
+    answer = "yes" if works else "no" if tells_of_the_account(seen) else NO_TELLING
+    return Finding("Is the key accepted?", answer, text)
+
+
+def free_questions(account: GatewayAccount) -> list[str]:
+    """Return what else can be asked without a job, whatever the answers are."""
+    return [UNKNOWN, WRONG_KEY, *(_something_at(account, family, path) for family, path in FAMILIES.items())]
+
+
 def free_findings(account: GatewayAccount) -> Iterator[Finding]:
-    """Ask what can be asked without a job."""
-    works, text = _run(account, verbs.probe())
-    yield Finding("Is the key accepted?", "yes" if works else "no", text)
+    """Ask what can be asked without a job of a gateway that answers."""
     nobody = f"/flux/requests/{uuid.uuid4()}"
     unknown = _ask(account, HttpRequest("GET", "fal", f"{nobody}/status"))
     yield unknown_finding(unknown, account)
     stranger = _ask(_with_a_wrong_key(account), unknown.request)
     yield Finding(
-        "What does a wrong key answer?",
-        "a 401, as expected"
-        if stranger.code == 401
-        else "no 401: a status does not prove the key; the test button does",
+        WRONG_KEY,
+        _concluded(
+            stranger,
+            "a 401, as expected"
+            if stranger.code == 401
+            else "no 401: a status does not prove the key; the test button does",
+        ),
         shape(stranger),
     )
     scheme = account.auth_schemes["fal"]
     other = "Bearer" if scheme == "Key" else "Key"
     if unknown.code == 401:
         swapped = _ask(_with_scheme(account, other), unknown.request)
-        if swapped.code != 401:
+        if swapped.code not in (0, 401):
             yield Finding(
                 "Which word goes before the key?",
                 f"{other}, not {scheme}",
                 shape(swapped),
                 {"auth_scheme": other},
             )
-    for family, path in (
-        ("kling", "/v1/videos/text2video/0"),
-        ("luma", "/generations/0"),
-    ):
+    for family, path in FAMILIES.items():
         seen = _ask(account, HttpRequest("GET", family, path))
-        there = seen.code not in (0, 404, 405) or isinstance(seen.body, dict)
+        there = seen.code not in (404, 405) or isinstance(seen.body, dict)
         yield Finding(
-            f"Is there something at {account.family_paths[family]}{path}?",
-            "it answers in JSON" if there else "it does not look like it",
+            _something_at(account, family, path),
+            _concluded(seen, "it answers in JSON" if there else "it does not look like it"),
             shape(seen),
         )
 
@@ -319,14 +362,16 @@ def refusal_finding(posted: Exchange, failure: Failure) -> Finding:
 
 def unknown_finding(seen: Exchange, account: GatewayAccount) -> Finding:
     """Read the answer to a status of a job that nobody has submitted."""
-    if seen.code != 404:
+    if seen.reply is None:
+        answer = NO_TELLING
+    elif seen.code != 404:
         answer = "no 404: a lost job is told by waiting for it only"
     elif not isinstance(seen.body, dict):
         path = account.family_paths["fal"]
         answer = f"a 404 that is no JSON: is there anything at {path}? Look at host and family_paths"
     else:
         answer = "a 404, as expected"
-    return Finding("What does an unknown request answer?", answer, shape(seen))
+    return Finding(UNKNOWN, answer, shape(seen))
 
 
 def submit_finding(posted: Exchange, account: GatewayAccount) -> Finding:
@@ -372,6 +417,8 @@ def logs_finding(seen: Exchange) -> Finding:
     """Say whether log lines come with ``logs=1``."""
     logs = seen.body.get("logs") if isinstance(seen.body, dict) else None
     answer = "yes" if isinstance(logs, list) and logs else "no, or this model writes none"
+    if seen.reply is None:
+        return Finding(LOGS, NO_TELLING, shape(seen))
     return Finding(LOGS, answer, f"HTTP {seen.code}, logs {_kind(logs)}")
 
 
@@ -403,7 +450,9 @@ def bearer_finding(seen: Exchange, stranger: Exchange) -> Finding:
     :param seen: a status, asked for with that word
     :param stranger: the same status, asked for with a wrong key: where that is answered, nothing is proved
     """
-    if not seen.answers or not _word(seen):
+    if seen.reply is None:
+        answer = NO_TELLING
+    elif not seen.answers or not _word(seen):
         answer = "no"
     elif _word(stranger) == _word(seen):
         answer = "not proved: a status needs no key here"
@@ -416,7 +465,7 @@ def stream_finding(seen: Exchange) -> Finding:
     """Say whether the gateway passes fal's event stream of statuses on."""
     kind = "" if seen.reply is None else seen.reply.headers.get("content-type", "")
     streams = seen.code == 200 and kind.startswith("text/event-stream")
-    return Finding(STREAM, "yes" if streams else "no; statuses are polled", shape(seen))
+    return Finding(STREAM, _concluded(seen, "yes" if streams else "no; statuses are polled"), shape(seen))
 
 
 def cancel_finding(handle: JobHandle, seen: Exchange) -> Finding:
@@ -431,7 +480,7 @@ def cancel_finding(handle: JobHandle, seen: Exchange) -> Finding:
         or not isinstance(seen.body, dict)
         or not _CANCEL_WORDS & set(seen.body)
     ):
-        answer = "no telling"
+        answer = NO_TELLING
     else:
         answer = "yes"
     return Finding(CANCEL, answer, shape(seen))
@@ -530,6 +579,15 @@ def _wait(
     except FalError as error:
         say(str(error))
         return None, not error.may_run
+
+
+def _concluded(seen: Exchange, answer: str) -> str:
+    """Return what follows from a reply, if one came."""
+    return NO_TELLING if seen.reply is None else answer
+
+
+def _something_at(account: GatewayAccount, family: str, path: str) -> str:
+    return f"Is there something at {account.family_paths[family]}{path}?"
 
 
 def _run(account: GatewayAccount, flow: Flow[T]) -> T:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pendulum
 from airflow.configuration import conf
+from airflow.models.dag import DagModel
 from airflow.models.dagrun import DagRun
 from airflow.models.task_state_store import TaskStateStoreModel
 from airflow.models.xcom import XComModel
@@ -20,7 +21,7 @@ from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
 from airflow_provider_uniapi_fal.cli.jobs import storage_path
-from airflow_provider_uniapi_fal.cli.terminal import ExitCode, progress, say, show_rows, verb
+from airflow_provider_uniapi_fal.cli.terminal import ExitCode, progress, refuse, say, show_rows, verb
 from airflow_provider_uniapi_fal.exceptions import FalError, FalResultExpired
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.ledger.command_line import CommandLineJournal
@@ -148,6 +149,7 @@ def jobs(args: argparse.Namespace) -> ExitCode | None:
     batches: list[FoundBatch] = []
     try:
         with create_session() as session:
+            _check_known(session, args.dag_id, args.run_id)
             found += in_airflow(session, since, dag_id=args.dag_id, run_id=args.run_id)
             batches += batches_in_airflow(session, since, dag_id=args.dag_id, run_id=args.run_id)
     except SQLAlchemyError as error:
@@ -216,6 +218,20 @@ def _blind_spots() -> Iterator[str]:
             "[workers] state_store_backend keeps what tasks have submitted outside of Airflow's database, where this "
             "command does not read it: such jobs are listed as unreadable."
         )
+
+
+def _check_known(session: Session, dag_id: str | None, run_id: str | None) -> None:
+    """
+    Refuse a DAG or a run that Airflow does not know: of a misspelt one, no jobs would read as "nothing is billing".
+
+    :raises FalInputError: naming it
+    """
+    if run_id is not None:
+        of_dag = () if dag_id is None else (DagRun.dag_id == dag_id,)
+        if session.scalar(select(DagRun.id).where(DagRun.run_id == run_id, *of_dag).limit(1)) is None:
+            refuse(f"--run-id: Airflow knows no run {run_id!r}{f' of DAG {dag_id!r}' if dag_id else ''}.")
+    elif dag_id is not None and session.get(DagModel, dag_id) is None:
+        refuse(f"--dag-id: Airflow knows no DAG {dag_id!r}.")
 
 
 def in_airflow(

@@ -29,7 +29,7 @@ from airflow_provider_uniapi_fal.protocol.dialects.base import (
     SubmitReading,
     Submitted,
 )
-from airflow_provider_uniapi_fal.protocol.errors import Failure, bad_input
+from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, bad_input
 from airflow_provider_uniapi_fal.protocol.job import JobResult
 from airflow_provider_uniapi_fal.protocol.messages import HttpReply
 from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount, read_account
@@ -86,7 +86,7 @@ class FalHook(BaseHook):
         """
         The account that the connection describes, read once.
 
-        :raises FalAuthError: if the key is missing or malformed
+        :raises FalAuthError: if the connection is of another type, or its key is missing or malformed
         :raises FalInputError: if another field is wrong
         """
         if self._account is None:
@@ -432,6 +432,17 @@ def learn(model: str, *, seconds_queued: float | None, seconds_running: float | 
 
 
 def _account_of(connection: Connection) -> GatewayAccount:
+    if connection.conn_type != FalHook.conn_type:
+        # Its password is a secret of something else: a slip in an id must not hand it to a gateway.
+        given = f"of type {connection.conn_type!r}" if connection.conn_type else "of no type"
+        raise error_of(
+            Failure(
+                FailureKind.AUTH,
+                what=f"The connection {connection.conn_id!r} is {given}, not of type {FalHook.conn_type!r}.",
+                retry_does="would fail in the same way.",
+                advice="Nothing was sent to the gateway. Name a connection of that type, or give this one the type.",
+            )
+        )
     try:
         extra = json.loads(connection.extra or "{}")
     except ValueError:
@@ -471,5 +482,5 @@ def _accepted(reading: SubmitReading) -> Submitted | Finished:
 
 def _read(handle: JobHandle, reading: T | LookAgain | Failure) -> T:
     if isinstance(reading, LookAgain):
-        raise error_of(verbs.unclear(handle, reading))
+        raise error_of(verbs.unfinished(handle) if reading.unfinished else verbs.unclear(handle, reading))
     return _returned(reading)

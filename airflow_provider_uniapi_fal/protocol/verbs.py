@@ -356,6 +356,19 @@ def unclear(handle: JobHandle, again: LookAgain) -> Failure:
     )
 
 
+def unfinished(handle: JobHandle) -> Failure:
+    """Return the failure for a result that was asked for before the job has ended."""
+    return Failure(
+        FailureKind.PROTOCOL,
+        what="The job has not ended yet, so there is no result.",
+        retry_does="asks for the result again.",
+        advice="Wait for it: 'airflow fal wait', or a FalQueueSensor in a DAG.",
+        billed="maybe",
+        may_run=True,
+        request_id=handle.request_id,
+    )
+
+
 def _patiently(
     dialect: Dialect,
     handle: JobHandle,

@@ -11,6 +11,7 @@ from airflow_provider_uniapi_fal.cli.doctor import (
     CANCEL,
     LOGS,
     MEDIA,
+    NO_TELLING,
     NOT_ASKED,
     OF_THE_JOB,
     PENDING,
@@ -20,7 +21,9 @@ from airflow_provider_uniapi_fal.cli.doctor import (
     STATUS_PATHS,
     STREAM,
     UNASKABLE,
+    UNKNOWN,
     URLS,
+    WRONG_KEY,
     Exchange,
     bearer_finding,
     cancel_finding,
@@ -29,6 +32,7 @@ from airflow_provider_uniapi_fal.cli.doctor import (
 from airflow_provider_uniapi_fal.protocol.messages import HttpReply, HttpRequest
 from tests.fakes import KEY, ScriptedServer, Start, handle, posts, set_connection
 from tests.fakes import Exchange as Exchanged
+from tests.transport.servers import free_port
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.ledger.command_line import CommandLineJournal
@@ -235,6 +239,25 @@ def test_without_a_yes_nothing_is_submitted(start: Start, fal: Fal, monkeypatch:
     assert (fal("doctor").code, posts(emulator)) == (0, 1)
 
 
+@pytest.mark.parametrize("at_a_terminal", [False, True])
+def test_a_no_keeps_what_was_found_for_free(
+    start: Start, fal: Fal, monkeypatch: pytest.MonkeyPatch, at_a_terminal: bool
+) -> None:
+    emulator = start()
+    free = fal("doctor", "--free", "-o", "json").json
+    monkeypatch.setattr("sys.stdin.isatty", lambda: at_a_terminal, raising=False)
+    monkeypatch.setattr("rich.console.Console.input", lambda *_, **__: "n")
+    declined = fal("doctor", "-o", "json")
+    assert (declined.code, posts(emulator)) == (8, 0)
+    assert answers(declined.json["findings"]) == answers(free["findings"])
+    assert declined.json["extra"] == free["extra"]
+    assert declined.json["failure"]["kind"] == "declined"
+    table = fal("doctor")
+    assert table.code == 8
+    assert WRONG_KEY in table.out
+    assert "Nothing was submitted" in table.err
+
+
 def test_the_free_questions_cost_nothing(start: Start, fal: Fal) -> None:
     emulator = start()
     done = fal("doctor", "--free", "-o", "json")
@@ -246,6 +269,56 @@ def test_a_key_that_is_refused_ends_it_before_the_job(start: Start, fal: Fal) ->
     emulator = start(key="another-key")
     done = fal("doctor", "--yes", "-o", "json")
     assert (done.code, posts(emulator)) == (5, 0)
+
+
+@pytest.mark.parametrize("word", ["--free", "--yes"])
+def test_of_a_gateway_that_cannot_be_reached_nothing_is_concluded(
+    fal: Fal, journal: CommandLineJournal, monkeypatch: pytest.MonkeyPatch, word: str
+) -> None:
+    set_connection(monkeypatch, f"http://127.0.0.1:{free_port()}")
+    done = fal("doctor", word, "-o", "json")
+    assert (done.code, journal.entries()) == (6, [])
+    found = answers(done.json["findings"])
+    assert found.pop("Is the key accepted?") == NO_TELLING
+    assert {UNKNOWN, WRONG_KEY, "Is there something at /luma/generations/0?"} <= found.keys()
+    assert set(found.values()) == {NOT_ASKED}
+    assert done.json["extra"] is None
+    assert done.json["failure"]["what"] in done.err
+    table = fal("doctor", word)
+    assert table.code == 6
+    assert "cannot be reached" in table.err
+    for verdict in ("did not accept", "extra of connection"):
+        assert verdict not in table.err
+
+
+def test_a_gateway_in_trouble_is_not_taken_for_one_that_refuses_the_key(
+    fal: Fal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ScriptedServer(lambda exchange: exchange.answer(b"<html>", "text/html", 503)) as server:
+        set_connection(monkeypatch, server.url)
+        done = fal("doctor", "--yes", "-o", "json")
+        assert "extra of connection" not in fal("doctor", "--yes").err
+    assert done.code == 6
+    assert answers(done.json["findings"])["Is the key accepted?"] == NO_TELLING
+    assert "HTTP 503" in done.json["failure"]["what"]
+
+
+def test_from_a_question_without_a_reply_nothing_is_concluded(
+    fal: Fal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def answer(exchange: Exchanged) -> None:
+        if exchange.path.startswith("/v1/"):
+            exchange.json({"data": {"balance": 5}})
+        else:
+            exchange.hang_up()
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        done = fal("doctor", "--free", "-o", "json")
+    found = answers(done.json["findings"])
+    assert found.pop("Is the key accepted?") == "yes"
+    assert set(found.values()) == {NO_TELLING, NOT_ASKED}
+    assert done.json["extra"] == {}
 
 
 def test_a_lost_reply_is_unknown_here_as_well_and_not_posted_again(

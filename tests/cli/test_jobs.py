@@ -171,6 +171,37 @@ def test_without_a_connection_a_verb_says_which_one_is_missing(fal: Fal, words: 
     assert "Nothing was sent" in done.err
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("submit", MODEL, "-i", "prompt=x"),
+        ("status", "req-1", "-m", MODEL),
+        ("wait", "req-1", "-m", MODEL),
+        ("result", "req-1", "-m", MODEL),
+        ("result", f"http://127.0.0.1/fal-ai/{MODEL}/requests/req-1/status"),
+        ("cancel", "req-1", "-m", MODEL),
+        ("land", "req-1", "/tmp/x", "-m", MODEL),
+        ("batch", "prompts.jsonl", "/tmp/x", "--yes"),
+        ("doctor", "--yes"),
+    ],
+)
+def test_a_connection_of_another_type_is_refused_by_every_verb_before_anything_is_sent(
+    start: Start,
+    fal: Fal,
+    monkeypatch: pytest.MonkeyPatch,
+    journal: CommandLineJournal,
+    words: tuple[str, ...],
+) -> None:
+    emulator = start()
+    elastic = {"conn_type": "elasticsearch", "host": emulator.url, "password": "a-secret-of-it"}
+    monkeypatch.setenv("AIRFLOW_CONN_ES", json.dumps(elastic))
+    done = fal(*words, "-c", "es")
+    assert (done.code, emulator.requests(), journal.entries()) == (5, [], []), done.err
+    for word in ("'elasticsearch'", "'uniapi_fal'", "Nothing was sent"):
+        assert word in done.err
+    assert "a-secret-of-it" not in done.err
+
+
 def test_a_lost_reply_is_told_honestly_and_not_posted_again(
     start: Start, fal: Fal, journal: CommandLineJournal
 ) -> None:
@@ -297,6 +328,24 @@ def test_a_wait_whose_time_is_over_says_that_the_job_may_still_run(
     cancelled = fal("wait", job, "--timeout", "0.3", "--poke-interval", "0.1", "--cancel-on-timeout")
     assert cancelled.code == 4
     assert "may still be running" not in cancelled.err
+
+
+@pytest.mark.parametrize("dialect", ["fal", "kling", "luma"])
+@pytest.mark.parametrize("verb", ["result", "land"])
+def test_a_result_that_is_asked_for_before_the_job_has_ended_is_to_be_waited_for(
+    start: Start, fal: Fal, tmp_path: Path, dialect: str, verb: str
+) -> None:
+    start(stuck=True)
+    model = {"fal": MODEL, "kling": "videos/text2video", "luma": "generations"}[dialect]
+    handle = tmp_path / "handle.json"
+    prompt = "user_prompt=x" if dialect == "luma" else "prompt=x"
+    handle.write_text(fal("submit", model, "-i", prompt, "--dialect", dialect, "-o", "json").out)
+    done = fal(verb, f"@{handle}", *([str(tmp_path / "media")] if verb == "land" else []), "-o", "json")
+    assert (done.code, done.json["failure"]["may_run"]) == (6, True)
+    assert "has not ended yet" in done.err
+    assert "airflow fal wait" in done.err
+    for blamed in ("network", "understood"):
+        assert blamed not in done.err
 
 
 def test_a_cancel_says_what_it_means_for_the_money(start: Start, fal: Fal, tmp_path: Path) -> None:

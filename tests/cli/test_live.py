@@ -118,6 +118,32 @@ def test_live_jobs_are_listed_by_dag_run_and_task(start: Start, fal: Fal, kept: 
     assert "1 live" in done.err
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        (("--dag-id", "nihgt"), "no DAG 'nihgt'"),
+        (("--run-id", "r2"), "no run 'r2'"),
+        (("--dag-id", "night", "--run-id", "r2"), "no run 'r2' of DAG 'night'"),
+        (("--dag-id", "nihgt", "--run-id", "r1"), "no run 'r1' of DAG 'nihgt'"),
+    ],
+)
+def test_a_dag_or_a_run_that_airflow_does_not_know_does_not_pass_for_one_without_jobs(
+    fal: Fal, kept: Callable[..., None], words: tuple[str, ...], named: str
+) -> None:
+    kept(record(Phase.DELIVERED, handle()))
+    done = fal("jobs", *words, "--offline", "-o", "json")
+    assert (done.code, done.json["failure"]["kind"]) == (2, "input")
+    assert named in done.err
+    assert "0 live" not in done.err
+
+
+def test_a_dag_and_a_run_without_jobs_are_listed_as_such(fal: Fal, kept: Callable[..., None]) -> None:
+    kept(record(Phase.DELIVERED, handle()))
+    for words in (("--dag-id", "other"), ("--run-id", "r1", "--dag-id", "other")):
+        done = fal("jobs", *words, "--offline", "-o", "json")
+        assert (done.code, done.json) == (0, [])
+
+
 def test_a_job_that_has_ended_is_shown_only_when_all_are_asked_for(
     start: Start, fal: Fal, kept: Callable[..., None]
 ) -> None:
@@ -191,6 +217,18 @@ def test_the_list_can_be_of_one_dag(start: Start, fal: Fal, kept: Callable[..., 
     assert fal("submit", MODEL, "-i", "prompt=x").code == 0
     assert [row["dag_id"] for row in fal("jobs", "-o", "json").json] == ["night", "other", ""]
     assert [row["dag_id"] for row in fal("jobs", "-o", "json", "--dag-id", "other").json] == ["other"]
+    now = pendulum.now("UTC")
+    with create_session() as session:
+        session.add(
+            DagRun(
+                dag_id="other",
+                run_id="r2",
+                run_type=DagRunType.MANUAL,
+                run_after=now,
+                start_date=now,
+                state=DagRunState.RUNNING,
+            )
+        )
     assert fal("jobs", "-o", "json", "--run-id", "r2").json == []
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from airflow_provider_uniapi_fal.exceptions import FalError
+from airflow_provider_uniapi_fal.exceptions import FalAuthError, FalError
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.protocol.dialects.base import Submitted
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
@@ -177,3 +177,30 @@ def test_neither_the_hook_nor_its_account_shows_the_key(hook_at: Callable[[Serve
         shown = f"{hook!r} {hook.account!r} {hook.account} {vars(hook)}"
     assert KEY not in shown
     assert SECRET not in shown
+
+
+OTHER: dict[str, Any] = {"host": "http://127.0.0.1:{port}", "password": KEY}
+FORMS = [
+    (json.dumps({"conn_type": "aws", "login": "AKIA", **OTHER}), "of type 'aws'"),
+    (json.dumps({"conn_type": "", **OTHER}), "of no type"),
+    (json.dumps(OTHER), "of no type"),
+    ("elasticsearch://elastic:" + KEY + "@127.0.0.1:{port}/http", "of type 'elasticsearch'"),
+]
+
+
+@pytest.mark.parametrize(("form", "told"), FORMS)
+@pytest.mark.parametrize("twin", [False, True])
+def test_the_password_of_a_connection_of_another_type_is_sent_nowhere(
+    monkeypatch: pytest.MonkeyPatch, form: str, told: str, twin: bool
+) -> None:
+    with serving() as server:
+        monkeypatch.setenv("AIRFLOW_CONN_OTHER", form.replace("{port}", str(server.port)))
+        got = everything(FalHook("other"), twin)
+        assert server.connections == 0
+    errors = [error for error in got if isinstance(error, FalAuthError)]
+    assert len(errors) == 4
+    assert got[4] == (False, str(errors[0]))
+    for error in errors:
+        for word in ("'other'", told, "'uniapi_fal'", "Nothing was sent"):
+            assert word in str(error)
+        assert KEY not in str(error)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import json
 import threading
 import time
 from collections import Counter
@@ -759,6 +760,20 @@ def test_a_connection_that_can_never_be_read_ends_its_waits(
     assert all("RuntimeError" in failure(end).what and failure(end).may_run for end in ends.values())
     assert 1 <= len(tried) <= 5 * hub.MAX_UNREAD
     assert not server.seen
+
+
+def test_a_connection_of_another_type_ends_its_waits_before_anything_is_sent(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with ScriptedServer(lambda call: call.json(DONE)) as server:
+        elastic = {"conn_type": "elasticsearch", "host": server.url, "password": "a-secret-of-it"}
+        monkeypatch.setenv("AIRFLOW_CONN_ES", json.dumps(elastic))
+        ends = waited(*(named(number, fal_conn_id="es") for number in range(3)))
+    assert not server.seen
+    for end in ends.values():
+        assert failure(end).kind is FailureKind.AUTH
+        assert "'elasticsearch'" in failure(end).what
+        assert failure(end).may_run
 
 
 def test_the_connection_is_read_once_for_all(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

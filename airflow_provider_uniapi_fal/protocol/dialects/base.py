@@ -51,6 +51,7 @@ class LookAgain:
         it does not know the job
     :param oversized: the body is longer than this reader may read
     :param key_refused: it may be that the key was refused
+    :param unfinished: the answer itself says that the job has not ended
     """
 
     reason: str
@@ -59,6 +60,11 @@ class LookAgain:
     not_found: bool = False
     oversized: bool = False
     key_refused: bool = False
+    unfinished: bool = False
+
+
+#: A result that was asked for too early, by the gateway's own word.
+NOT_READY = LookAgain("the result is not ready yet", bounded=True, unfinished=True)
 
 
 class CancelOutcome(str, Enum):

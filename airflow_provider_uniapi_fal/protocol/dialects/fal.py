@@ -16,6 +16,7 @@ from typing import Any, TypedDict
 
 from airflow_provider_uniapi_fal.protocol.arguments import arguments_problems, as_json, model_problem
 from airflow_provider_uniapi_fal.protocol.dialects.base import (
+    NOT_READY,
     CancelOutcome,
     Dialect,
     LookAgain,
@@ -353,7 +354,7 @@ class FalDialect(Dialect):
         if isinstance(body, dict) and not media:
             state = STATES.get(_word(body))
             if reply.status == 202 or state in (JobState.PENDING, JobState.RUNNING):
-                return LookAgain("the result is not ready yet", bounded=True)
+                return NOT_READY
             if _is_error(body):
                 return self._failed_result(handle, reply, body, now)
             empty = [key for key in MEDIA_KEYS if key in body and not body[key]]
@@ -411,7 +412,7 @@ class FalDialect(Dialect):
     def _failed_result(self, handle: JobHandle, reply: HttpReply, body: Any, now: float) -> ResultReading:
         detail = _detail(body, reply)
         if "still in progress" in (detail.text or "").lower():
-            return LookAgain("the result is not ready yet", bounded=True)
+            return NOT_READY
         if reply.status in (401, 402, 403, 429) or 300 <= reply.status < 400:
             return refused_read(handle, reply, body, detail, now, may_run=False)
         page = page_instead(reply, body, now)

@@ -14,6 +14,7 @@ from typing import Any, ClassVar
 
 from airflow_provider_uniapi_fal.protocol.arguments import arguments_problems, as_json, schema_problems
 from airflow_provider_uniapi_fal.protocol.dialects.base import (
+    NOT_READY,
     Dialect,
     LookAgain,
     ResultReading,
@@ -207,7 +208,7 @@ class TaskDialect(Dialect):
         if status.state in (JobState.FAILED, JobState.CANCELLED):
             return self.failure_of(handle, status)
         if status.state is not JobState.SUCCEEDED:
-            return LookAgain("the result is not ready yet", bounded=True)
+            return NOT_READY
         task = _task_in(read_json(reply))
         media = tuple(self.media_in(task))
         if not media:

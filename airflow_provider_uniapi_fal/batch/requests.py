@@ -31,8 +31,15 @@ FIELDS = ("key", "model", "dialect", "arguments")
 #: Files of rows, by their suffix.
 FILES = (".jsonl", ".ndjson", ".csv", ".parquet")
 
+#: How the name of a column begins that is metadata beside arguments, and ends if its cells are JSON.
+METADATA = "metadata."
+JSON = ":json"
+
 #: So many rows are named in an error, and so many warned of in the log.
 MAX_NAMED = 20
+
+#: So much of a column's name is shown: without a heading, it is somebody's prompt.
+MAX_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -260,6 +267,7 @@ def _json_lines(text: str) -> list[Mapping[str, Any]]:
 def _csv(text: str) -> list[Mapping[str, Any]]:
     reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
     try:
+        _check_columns(reader.fieldnames or (), foreign=";\t")
         rows = list(reader)
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from error
@@ -278,8 +286,35 @@ def _parquet(content: bytes) -> list[Mapping[str, Any]]:
                 "pip install 'airflow-provider-uniapi-fal[parquet]'",
             )
         ) from error
-    rows = parquet.read_table(io.BytesIO(content)).to_pylist()
+    table = parquet.read_table(io.BytesIO(content))
+    _check_columns(table.column_names)
+    rows = table.to_pylist()
     return [_from_columns({name: cell for name, cell in row.items() if cell is not None}) for row in rows]
+
+
+def _check_columns(names: Sequence[str], *, foreign: str = "") -> None:
+    """
+    Refuse a heading that is not what it was meant to be: each row would be paid for without what it names.
+
+    :param foreign: what separates cells in tables of another form, and so is in no name here
+    """
+    bare = [name.removesuffix(JSON) for name in names]
+    problems = [f"column {column} has no name" for column, name in enumerate(bare, 1) if not name.strip()]
+    for name, count in Counter(filter(str.strip, bare)).items():
+        shown = repr(name[:MAX_SHOWN])
+        plain = name.strip().lower()
+        if count > 1:
+            problems.append(f"the column {shown} is there {count} times")
+        if any(mark in name for mark in foreign):
+            problems.append(f"the column {shown} holds a semicolon or a tab; cells are separated by commas")
+        elif name != name.strip():
+            problems.append(f"the column {shown} has blanks around its name")
+        elif plain in FIELDS and (name not in FIELDS or name + JSON in names):
+            problems.append(f"a column {plain!r} is written so, in small letters and without {JSON!r}")
+        elif plain.startswith(METADATA) and (name == METADATA or not name.startswith(METADATA)):
+            problems.append(f"the column {shown} is written {METADATA + '<name>'!r}")
+    if problems:
+        raise ValueError(f"in the heading {'; '.join(problems)}")
 
 
 def _from_columns(cells: Mapping[str, Any]) -> dict[str, Any]:
@@ -296,15 +331,13 @@ def _from_columns(cells: Mapping[str, Any]) -> dict[str, Any]:
         arguments = rest.pop("arguments")
         row["arguments"] = json.loads(arguments) if isinstance(arguments, str) else arguments
         return {**row, **_typed(rest)}
-    prefix = "metadata."
-    row["arguments"] = _typed({name: cell for name, cell in rest.items() if not name.startswith(prefix)})
-    metadata = {name[len(prefix) :]: cell for name, cell in rest.items() if name.startswith(prefix)}
+    row["arguments"] = _typed({name: cell for name, cell in rest.items() if not name.startswith(METADATA)})
+    metadata = {name.removeprefix(METADATA): cell for name, cell in rest.items() if name.startswith(METADATA)}
     return {**_typed(metadata), **row}
 
 
 def _typed(cells: Mapping[str, Any]) -> dict[str, Any]:
-    suffix = ":json"
     return {
-        name.removesuffix(suffix): json.loads(cell) if name.endswith(suffix) else cell
+        name.removesuffix(JSON): json.loads(cell) if name.endswith(JSON) else cell
         for name, cell in cells.items()
     }

@@ -111,6 +111,51 @@ def test_a_file_that_is_no_table_is_refused_without_quoting_it(
     assert "secret" not in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("heading", "words"),
+    [
+        ("key;prompt;num_images", "'key;prompt;num_images' holds a semicolon or a tab"),
+        ("key\tprompt", "holds a semicolon or a tab"),
+        ("key,prompt,prompt", "'prompt' is there 2 times"),
+        ("key,seed,seed:json", "'seed' is there 2 times"),
+        ("key, prompt", "' prompt' has blanks around its name"),
+        ("key,prompt ,num_images", "'prompt ' has blanks around its name"),
+        ("Key,prompt", "a column 'key' is written so"),
+        ("key,MODEL,prompt", "a column 'model' is written so"),
+        ("key,Arguments", "a column 'arguments' is written so"),
+        ("key,arguments:json", "a column 'arguments' is written so"),
+        ("key,prompt,Metadata.shot", "'Metadata.shot' is written 'metadata.<name>'"),
+        ("key,prompt,metadata.", "'metadata.' is written 'metadata.<name>'"),
+        ("key,prompt,", "column 3 has no name"),
+        ("key,,prompt, ", "column 2 has no name; column 4 has no name"),
+        ("key,prompt,:json", "column 3 has no name"),
+    ],
+)
+def test_a_heading_that_would_be_paid_for_wrongly_is_refused(place: str, heading: str, words: str) -> None:
+    cells = ",".join("1" * len(heading.split(",")))
+    with pytest.raises(FalInputError, match="in the heading ") as raised:
+        read_rows(written(place, "rows.csv", f"{heading}\n{cells}\n".encode()))
+    assert words in str(raised.value)
+
+
+def test_all_that_is_wrong_in_a_heading_is_named_at_once_and_no_long_text_is_quoted(place: str) -> None:
+    heading = f"Key,prompt,prompt,{'a long prompt; ' * 9}and a secret"
+    with pytest.raises(FalInputError, match=r"'key' .*'prompt' is there 2 times.*semicolon") as raised:
+        read_rows(written(place, "rows.csv", f"{heading}\na,b,c,d\n".encode()))
+    assert "secret" not in str(raised.value)
+
+
+def test_the_columns_of_parquet_are_checked_as_a_heading_is(place: str, tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"Key": ["one"], "prompt": ["x"]}), tmp_path / "rows.parquet")
+    with pytest.raises(FalInputError, match="a column 'key' is written so"):
+        read_rows(written(place, "rows.parquet", (tmp_path / "rows.parquet").read_bytes()))
+    # There are no separators in it, so any mark may be in a name.
+    table = pa.table({"key": ["one"], "arguments": ['{"prompt": "x"}'], "cost; EUR": ["2"]})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    [row] = read_rows(written(place, "rows.parquet", (tmp_path / "rows.parquet").read_bytes()))
+    assert row["cost; EUR"] == "2"
+
+
 @pytest.mark.parametrize("given", ["a prompt", "s3://bucket/rows.txt", {"arguments": {}}, 7, None])
 def test_what_is_no_list_and_no_file_is_refused(given: Any) -> None:
     with pytest.raises(FalInputError, match="a list of rows is needed"):

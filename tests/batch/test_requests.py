@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pytest
@@ -12,9 +15,6 @@ from pyarrow import parquet
 
 from airflow_provider_uniapi_fal.batch.requests import read_rows
 from airflow_provider_uniapi_fal.exceptions import FalInputError
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -25,6 +25,10 @@ ROWS: list[dict[str, Any]] = [
     },
     {"key": "港口", "arguments": {"prompt": "黎明的港口\u2028在海边", "seed": 8}},
 ]
+
+
+#: A folder with an entry for each thread of the process that looks.
+THREADS = Path("/proc/self/task")
 
 
 def written(place: str, name: str, content: bytes) -> str:
@@ -74,6 +78,27 @@ def test_parquet(place: str, tmp_path: Path) -> None:
     )
     parquet.write_table(table, tmp_path / "rows.parquet")
     assert read_rows(written(place, "rows.parquet", (tmp_path / "rows.parquet").read_bytes())) == ROWS
+
+
+@pytest.mark.skipif(not THREADS.exists(), reason="threads are counted in Linux's /proc")
+def test_reading_parquet_starts_no_thread_that_could_abort_the_process_at_its_end(tmp_path: Path) -> None:
+    table = pa.table({"key": [str(n) for n in range(1000)], "prompt": ["x"] * 1000})
+    parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=100)
+    (tmp_path / "rows.csv").write_text("key,prompt\none,x\n")
+    code = f"""
+import os
+import pyarrow.parquet
+from airflow_provider_uniapi_fal.batch.requests import read_rows
+
+def after(name):
+    rows = read_rows({tmp_path.as_uri()!r} + "/" + name)
+    return len(rows), len(os.listdir({str(THREADS)!r}))
+
+(_, before), (rows, threads) = after("rows.csv"), after("rows.parquet")
+print(rows, threads - before)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split()[-2:] == ["1000", "0"]
 
 
 def test_an_input_that_is_a_bare_path_is_a_file_beside_the_table(place: str) -> None:

@@ -176,6 +176,28 @@ def test_pictures_are_looked_at_and_a_video_is_played_by_keyboard_alone(guest: P
     expect(guest.locator(".card")).to_have_count(3)
 
 
+def test_the_lists_are_used_by_keyboard_and_nothing_happens_before_show(guest: Page, site: Site) -> None:
+    """A list that changes the page while it is walked through cannot be used by keyboard (WCAG 3.2.2)."""
+    address = site.address(site.scene("good"))
+    guest.goto(address)
+    size, model = guest.locator("select[name=size]"), guest.locator("select[name=model]")
+    guest.evaluate("document.body.dataset.same = 'page'")
+    for chosen, value in ((model, "flux/dev"), (size, "120")):
+        chosen.focus()
+        guest.keyboard.press("ArrowDown")
+        expect(chosen).to_have_value(value)
+        expect(chosen).to_be_focused()
+    # Whatever a change has set going is done before what is asked for after it.
+    guest.wait_for_load_state("networkidle")
+    assert guest.evaluate("document.body.dataset.same") == "page"
+    assert guest.url == address
+    guest.keyboard.press("Tab")
+    expect(guest.get_by_role("button", name="Show")).to_be_focused()
+    guest.keyboard.press("Enter")
+    expect(guest.locator(".card")).to_have_count(19)
+    expect(size).to_have_value("120")
+
+
 def test_five_thousand_files_are_paged_through(guest: Page, site: Site) -> None:
     guest.goto(site.address(site.run(run_id=site.long_run)) + "?size=120")
     seen: set[str] = set()

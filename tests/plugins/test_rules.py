@@ -54,6 +54,19 @@ def test_filters_choose_rows() -> None:
     assert keys(text="fox", outcome="flagged") == []
 
 
+@pytest.mark.parametrize(
+    "text", ['"dawn"', 'at "dawn"', "C:\\new\\media", "second", "image_size", "768", "0.5", "true", "ähre"]
+)
+def test_a_search_finds_what_is_read_in_arguments_and_metadata(text: str) -> None:
+    arguments = {
+        "prompt": 'A harbour, at "dawn"\nsecond line',
+        "image_size": {"width": 768},
+        "paths": ["C:\\new\\media"],
+    }
+    night = account(row("a", 0, arguments=arguments, metadata={"Ähre": 0.5, "good": True}), row("b", 1))
+    assert [card.row.key for card in page_of([night], Wanted(text=text)).cards] == ["a"]
+
+
 def test_filters_leave_the_counts_of_the_whole_night() -> None:
     page = page_of([NIGHT], Wanted(outcome="refused"))
     assert sum(page.outcomes.values()) == page.rows == 3

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_uniapi_fal.landing.manifest import OUTCOMES, Manifest, ManifestRow
-from airflow_provider_uniapi_fal.plugins.gallery import words
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.landing.files import LandedFile
@@ -89,7 +89,7 @@ class Card:
         """All text in which a search looks."""
         row = self.row
         parts = [row.key, row.request_id or "", row.model]
-        parts += [words.as_json(value) for value in (row.arguments, row.metadata) if value]
+        parts += _texts([row.arguments, row.metadata])
         parts += [row.error.kind, row.error.message] if row.error else []
         return "\n".join(parts).casefold()
 
@@ -169,6 +169,19 @@ def _fits(card: Card, wanted: Wanted) -> bool:
         and (not wanted.model or card.row.model == wanted.model)
         and (not wanted.text or all(word in card.haystack for word in wanted.text.casefold().split()))
     )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the keys and the values in a JSON value as they are read: in JSON, a quotation mark is two characters."""
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, Mapping):
+            left += [*item.keys(), *item.values()]
+        elif isinstance(item, (list, tuple)):
+            left += item
+        elif item is not None:
+            yield item if isinstance(item, str) else json.dumps(item)
 
 
 def _number(text: str | None, otherwise: int) -> int:

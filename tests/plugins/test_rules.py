@@ -39,6 +39,7 @@ def test_each_file_has_a_card_and_a_row_without_files_has_one_too() -> None:
         ("storm", None),
         ("sea", 0),
     ]
+    assert [card.place for card in page.cards] == ["1/2", "2/2", "", ""]
     assert (page.rows, page.files, page.found, page.pages) == (3, 3, 4, 1)
     assert page.outcomes == {"succeeded": 1, "flagged": 1, "refused": 1}
     assert page.models == ["flux/dev", "kling-video"]

@@ -79,6 +79,12 @@ class Card:
         return None if self.file_number is None else self.row.files[self.file_number]
 
     @property
+    def place(self) -> str:
+        """Which file of its row it is, such as ``1/2``; empty if it is the only one."""
+        count = len(self.row.files)
+        return "" if self.file_number is None or count < 2 else f"{self.file_number + 1}/{count}"
+
+    @property
     def prompt(self) -> str | None:
         """The prompt, if the manifest has the arguments."""
         prompt = (self.row.arguments or {}).get("prompt")

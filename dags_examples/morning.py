@@ -19,6 +19,7 @@ from typing import Any
 import pendulum
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Asset, ObjectStoragePath, Param, dag, task
+from airflow.sdk.exceptions import AirflowFailException
 
 from airflow_provider_uniapi_fal.landing.manifest import read_manifest, write_manifest
 from airflow_provider_uniapi_fal.transfers.fal_to_object_storage import FalToObjectStorageOperator
@@ -43,7 +44,13 @@ def morning() -> None:
     def select(triggering_asset_events: Any = None) -> str:
         """Write a manifest of what may be published beside the night's own; return its path."""
         events = [event for events in triggering_asset_events.values() for event in events]
-        nights = [event.extra["manifest_path"] for event in sorted(events, key=lambda event: event.timestamp)]
+        events.sort(key=lambda event: event.timestamp)
+        nights = [event.extra["manifest_path"] for event in events if "manifest_path" in event.extra]
+        if not nights:
+            raise AirflowFailException(
+                "No event of the asset media_night brought a manifest: this run was started by hand, or by an event "
+                "that was made by hand. Start a night; it starts the morning."
+            )
         if len(nights) > 1:
             log.warning("These nights came together, and the last one is taken: %s", nights)
         source = ObjectStoragePath(nights[-1])

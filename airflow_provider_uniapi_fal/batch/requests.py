@@ -31,8 +31,15 @@ FIELDS = ("key", "model", "dialect", "arguments")
 #: Files of rows, by their suffix.
 FILES = (".jsonl", ".ndjson", ".csv", ".parquet")
 
+#: How the name of a column begins that is metadata beside arguments, and ends if its cells are JSON.
+METADATA = "metadata."
+JSON = ":json"
+
 #: So many rows are named in an error, and so many warned of in the log.
 MAX_NAMED = 20
+
+#: So much of a column's name is shown: without a heading, it is somebody's prompt.
+MAX_SHOWN = 60
 
 
 @dataclass(frozen=True)
@@ -69,9 +76,25 @@ class Row:
         return hashlib.sha256(text.encode()).hexdigest()
 
 
-def read_rows(requests: object, *, conn_id: str | None = None) -> list[Mapping[str, Any]]:
+@dataclass(frozen=True)
+class UnreadableRow:
+    """
+    What stands for a row of a file that cannot be read.
+
+    :param problems: what is wrong with it, and where in the file
+    """
+
+    problems: tuple[str, ...]
+
+
+GivenRow = Mapping[str, Any] | UnreadableRow
+
+
+def read_rows(requests: object, *, conn_id: str | None = None) -> list[GivenRow]:
     """
     Return the rows of a list or of a file in storage, as they are.
+
+    A row that cannot be read is an :class:`UnreadableRow`, so that :func:`checked_rows` names it with all others.
 
     :param requests: a list of mappings, or the path of a file: JSON Lines (``.jsonl``, ``.ndjson``), CSV
         (``.csv``) or Parquet (``.parquet``)
@@ -147,6 +170,8 @@ def named(problems: Sequence[str], say: Callable[[str], None]) -> str:
 def _row(
     given: object, index: int, hook: FalHook, model: str | None, dialect: str
 ) -> tuple[Row | None, list[str]]:
+    if isinstance(given, UnreadableRow):
+        return None, list(given.problems)
     if not isinstance(given, Mapping):
         return None, [f"row {index}: a mapping with 'arguments' is needed, not {type(given).__name__}"]
     named = given.get("key")
@@ -198,7 +223,7 @@ def _unwritable(name: str, value: Any) -> str | None:
     return None
 
 
-def _read_file(where: str | ObjectStoragePath, conn_id: str | None) -> list[Mapping[str, Any]]:
+def _read_file(where: str | ObjectStoragePath, conn_id: str | None) -> list[GivenRow]:
     suffix = PurePosixPath(str(where)).suffix.lower()
     if suffix not in FILES:
         raise error_of(
@@ -244,33 +269,46 @@ def _beside(name: str, value: Any, folder: ObjectStoragePath) -> Any:
     return value
 
 
-def _json_lines(text: str) -> list[Mapping[str, Any]]:
-    rows = []
+def _json_lines(text: str) -> list[GivenRow]:
+    rows: list[GivenRow] = []
     for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         try:
             rows.append(json.loads(line))
-        except ValueError:
+        except (ValueError, RecursionError):
             # The parser's own message would quote the line.
-            raise ValueError(f"line {number} is no JSON") from None
+            rows.append(UnreadableRow((f"line {number} is no JSON",)))
     return rows
 
 
-def _csv(text: str) -> list[Mapping[str, Any]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+def _csv(text: str) -> list[GivenRow]:
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    rows: list[GivenRow] = []
     try:
-        rows = list(reader)
+        heading = next(reader, [])
+        _check_columns(heading, foreign=";\t")
+        line = reader.line_num + 1
+        for cells in reader:
+            if cells and not any(cells):
+                rows.append(UnreadableRow((f"line {line} has empty cells only",)))
+            elif len(cells) == len(heading):
+                given = {name: cell for name, cell in zip(heading, cells, strict=True) if cell != ""}
+                rows.append(_from_columns(given, f"line {line}"))
+            elif cells:
+                problem = f"line {line} has {len(cells)} cells, and the heading has {len(heading)}"
+                rows.append(UnreadableRow((problem,)))
+            # A cell can hold line breaks: the next row begins after the last line of this one.
+            line = reader.line_num + 1
     except csv.Error as error:
         raise ValueError(f"line {reader.line_num}: {error}") from error
-    if any(None in row or None in row.values() for row in rows):
-        raise ValueError("a line has more or fewer cells than the heading")
-    return [_from_columns({name: cell for name, cell in row.items() if cell != ""}) for row in rows]
+    return rows
 
 
-def _parquet(content: bytes) -> list[Mapping[str, Any]]:
+def _parquet(content: bytes) -> list[GivenRow]:
     try:
-        from pyarrow import parquet  # type: ignore[import-untyped]
+        import pyarrow  # type: ignore[import-untyped]
+        from pyarrow import parquet
     except ImportError as error:
         raise error_of(
             bad_input(
@@ -278,11 +316,42 @@ def _parquet(content: bytes) -> list[Mapping[str, Any]]:
                 "pip install 'airflow-provider-uniapi-fal[parquet]'",
             )
         ) from error
-    rows = parquet.read_table(io.BytesIO(content)).to_pylist()
-    return [_from_columns({name: cell for name, cell in row.items() if cell is not None}) for row in rows]
+    # No Python object is read through, and no thread started: either can end the process with an abort, or
+    # not at all, once the interpreter is gone (apache/arrow issues 34314, 33975, 50482).
+    table = parquet.ParquetFile(pyarrow.BufferReader(content)).read(use_threads=False)
+    _check_columns(table.column_names)
+    return [
+        _from_columns({name: cell for name, cell in row.items() if cell is not None}, f"row {index}")
+        for index, row in enumerate(table.to_pylist())
+    ]
 
 
-def _from_columns(cells: Mapping[str, Any]) -> dict[str, Any]:
+def _check_columns(names: Sequence[str], *, foreign: str = "") -> None:
+    """
+    Refuse a heading that is not what it was meant to be: each row would be paid for without what it names.
+
+    :param foreign: what separates cells in tables of another form, and so is in no name here
+    """
+    bare = [name.removesuffix(JSON) for name in names]
+    problems = [f"column {column} has no name" for column, name in enumerate(bare, 1) if not name.strip()]
+    for name, count in Counter(filter(str.strip, bare)).items():
+        shown = repr(name[:MAX_SHOWN])
+        plain = name.strip().lower()
+        if count > 1:
+            problems.append(f"the column {shown} is there {count} times")
+        if any(mark in name for mark in foreign):
+            problems.append(f"the column {shown} holds a semicolon or a tab; cells are separated by commas")
+        elif name != name.strip():
+            problems.append(f"the column {shown} has blanks around its name")
+        elif plain in FIELDS and (name not in FIELDS or name + JSON in names):
+            problems.append(f"a column {plain!r} is written so, in small letters and without {JSON!r}")
+        elif plain.startswith(METADATA) and (name == METADATA or not name.startswith(METADATA)):
+            problems.append(f"the column {shown} is written {METADATA + '<name>'!r}")
+    if problems:
+        raise ValueError(f"in the heading {'; '.join(problems)}")
+
+
+def _from_columns(cells: Mapping[str, Any], where: str) -> dict[str, Any] | UnreadableRow:
     """
     Return a row from the columns of a table.
 
@@ -290,21 +359,24 @@ def _from_columns(cells: Mapping[str, Any]) -> dict[str, Any]:
     Without one, they are arguments, except ``metadata.<name>``. A column ``<name>:json`` holds JSON, so that a
     number in a text file is a number; without that, a text stays a text.
     """
-    row: dict[str, Any] = {name: cells[name] for name in ("key", "model", "dialect") if name in cells}
-    rest = {name: cell for name, cell in cells.items() if name not in row}
-    if "arguments" in rest:
-        arguments = rest.pop("arguments")
-        row["arguments"] = json.loads(arguments) if isinstance(arguments, str) else arguments
-        return {**row, **_typed(rest)}
-    prefix = "metadata."
-    row["arguments"] = _typed({name: cell for name, cell in rest.items() if not name.startswith(prefix)})
-    metadata = {name[len(prefix) :]: cell for name, cell in rest.items() if name.startswith(prefix)}
-    return {**_typed(metadata), **row}
-
-
-def _typed(cells: Mapping[str, Any]) -> dict[str, Any]:
-    suffix = ":json"
-    return {
-        name.removesuffix(suffix): json.loads(cell) if name.endswith(suffix) else cell
-        for name, cell in cells.items()
+    values: dict[str, Any] = {}
+    problems = []
+    for name, cell in cells.items():
+        if name.endswith(JSON) or (name == "arguments" and isinstance(cell, str)):
+            try:
+                values[name.removesuffix(JSON)] = json.loads(cell)
+            except (TypeError, ValueError, RecursionError):
+                # As for a line: the parser's own message tells a place in the cell only.
+                problems.append(f"{where}: the cell in the column {name!r} is no JSON")
+        else:
+            values[name] = cell
+    if problems:
+        return UnreadableRow(tuple(problems))
+    row = {name: values.pop(name) for name in FIELDS if name in values}
+    if "arguments" in row:
+        return {**values, **row}
+    arguments = {name: value for name, value in values.items() if not name.startswith(METADATA)}
+    metadata = {
+        name.removeprefix(METADATA): value for name, value in values.items() if name.startswith(METADATA)
     }
+    return {**metadata, **row, "arguments": arguments}

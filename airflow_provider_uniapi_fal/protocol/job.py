@@ -219,7 +219,8 @@ class JobResult:
         """
         files = data.get("media") if isinstance(data, Mapping) else None
         if not isinstance(files, list) or not all(_is_media_file(file) for file in files):
-            raise ValueError(f"a result is a mapping as FalQueueSensor returns it, not {type(data).__name__}")
+            given = "one without its media" if isinstance(data, Mapping) else type(data).__name__
+            raise ValueError(f"a result is a mapping as FalQueueSensor returns it, not {given}")
         fields = MediaFile.__dataclass_fields__
         media = tuple(
             MediaFile(**{name: value for name, value in file.items() if name in fields}) for file in files

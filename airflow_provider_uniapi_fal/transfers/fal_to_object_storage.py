@@ -72,8 +72,8 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
     With ``outlets``, the event of each asset carries ``{"manifest_path", "counts"}`` as its extra.
 
     :param result: what ``FalQueueSensor`` returned (templated); or a handle, whose result is then fetched; or the
-        path of a manifest, whose files are copied, and whose rows without all of theirs are landed if the gateway
-        has their results by now
+        path of a manifest or what ``FalBatchOperator`` returned: its files are copied, and its rows without all of
+        theirs are landed if the gateway has their results by now
     :param destination: folder in storage, such as ``s3://bucket/night`` (templated)
     :param name: the key of the result, a file name without suffix (templated; default: the request id). With the
         default template one file becomes ``<name>.<suffix>``, several become ``<name>-<index>.<suffix>``. The
@@ -183,6 +183,8 @@ class FalToObjectStorageOperator(CheckedWhenMapped):
         Data URIs are not in XCom and are asked for.
         """
         given = self.result
+        if isinstance(given, Mapping) and MANIFEST_KEY in given:
+            given = given[MANIFEST_KEY]
         if isinstance(given, str) and "://" in given:
             path = ObjectStoragePath(given, conn_id=self.storage_conn_id if "@" not in given else None)
             try:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa  # type: ignore[import-untyped]
@@ -10,11 +13,12 @@ import pytest
 from airflow.sdk import ObjectStoragePath
 from pyarrow import parquet
 
-from airflow_provider_uniapi_fal.batch.requests import read_rows
+from airflow_provider_uniapi_fal.batch.requests import Row, checked_rows, read_rows
 from airflow_provider_uniapi_fal.exceptions import FalInputError
+from airflow_provider_uniapi_fal.hooks.fal import FalHook
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from tests.fakes import Start
 
 ROWS: list[dict[str, Any]] = [
     {
@@ -25,6 +29,10 @@ ROWS: list[dict[str, Any]] = [
     },
     {"key": "港口", "arguments": {"prompt": "黎明的港口\u2028在海边", "seed": 8}},
 ]
+
+
+#: A folder with an entry for each thread of the process that looks.
+THREADS = Path("/proc/self/task")
 
 
 def written(place: str, name: str, content: bytes) -> str:
@@ -57,6 +65,7 @@ def test_csv_with_a_column_of_arguments(place: str) -> None:
 
 
 def test_a_number_in_a_text_file_stays_a_text_unless_the_heading_says_json(place: str) -> None:
+    row: Any
     [row] = read_rows(written(place, "rows.csv", b"prompt,steps:json\n1984,28\n"))
     assert row["arguments"] == {"prompt": "1984", "steps": 28}
 
@@ -76,6 +85,31 @@ def test_parquet(place: str, tmp_path: Path) -> None:
     assert read_rows(written(place, "rows.parquet", (tmp_path / "rows.parquet").read_bytes())) == ROWS
 
 
+def checked(rows: list[Any]) -> list[Row]:
+    return checked_rows(rows, FalHook(), model="flux/dev", check_name=lambda row: None, say=lambda line: None)
+
+
+@pytest.mark.skipif(not THREADS.exists(), reason="threads are counted in Linux's /proc")
+def test_reading_parquet_starts_no_thread_that_could_abort_the_process_at_its_end(tmp_path: Path) -> None:
+    table = pa.table({"key": [str(n) for n in range(1000)], "prompt": ["x"] * 1000})
+    parquet.write_table(table, tmp_path / "rows.parquet", row_group_size=100)
+    (tmp_path / "rows.csv").write_text("key,prompt\none,x\n")
+    code = f"""
+import os
+import pyarrow.parquet
+from airflow_provider_uniapi_fal.batch.requests import read_rows
+
+def after(name):
+    rows = read_rows({tmp_path.as_uri()!r} + "/" + name)
+    return len(rows), len(os.listdir({str(THREADS)!r}))
+
+(_, before), (rows, threads) = after("rows.csv"), after("rows.parquet")
+print(rows, threads - before)
+"""
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ended.stdout.split()[-2:] == ["1000", "0"]
+
+
 def test_an_input_that_is_a_bare_path_is_a_file_beside_the_table(place: str) -> None:
     given = {
         "image_url": "in/start.png",
@@ -83,6 +117,7 @@ def test_an_input_that_is_a_bare_path_is_a_file_beside_the_table(place: str) -> 
         "ref_image_urls": ["a.png", "data:,"],
     }
     text = json.dumps({"arguments": given})
+    row: Any
     [row] = read_rows(written(place, "tables/rows.jsonl", text.encode()))
     assert row["arguments"] == {
         "image_url": f"{place}/tables/in/start.png",
@@ -94,11 +129,8 @@ def test_an_input_that_is_a_bare_path_is_a_file_beside_the_table(place: str) -> 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        ("rows.jsonl", b'{"arguments": {}}\n{"a secret', "line 2 is no JSON"),
         ("rows.jsonl", b"\xff\xfe", "UnicodeDecodeError"),
-        ("rows.csv", b"key,prompt\none\n", "more or fewer cells"),
-        ("rows.csv", b"key,prompt\none,a secret,three\n", "more or fewer cells"),
-        ("rows.csv", b"prompt,seed:json\na secret,seven\n", "cannot be read"),
+        ("rows.csv", b'prompt,seed\none,2\n"a secret,"7"\n', "line 3: "),
         ("rows.parquet", b"PAR1 it is not", "cannot be read"),
         ("rows.parquet", b"PAR1" + bytes(64) + b"PAR1", "cannot be read"),
     ],
@@ -109,6 +141,121 @@ def test_a_file_that_is_no_table_is_refused_without_quoting_it(
     with pytest.raises(FalInputError, match=words) as raised:
         read_rows(written(place, name, content))
     assert "secret" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "wrong"),
+    [
+        (
+            "rows.jsonl",
+            '{"a secret\n{"key": "good", "arguments": {}}\n\n{"key": 7, "arguments": {}}\n{]',
+            ["line 1 is no JSON", "row 2 (7): the key must be a text", "line 5 is no JSON"],
+        ),
+        (
+            "rows.csv",
+            """key,prompt,seed:json,metadata.shot:json
+a,x,a secret,a secret
+" ","a text
+of two lines",7,
+
+b,x
+"c","of
+two lines",8,,a secret
+d,x,9,1
+e,x,{,
+,,,
+""",
+            [
+                "line 2: the cell in the column 'seed:json' is no JSON",
+                "line 2: the cell in the column 'metadata.shot:json' is no JSON",
+                "row 1 (' '): the key must be a text",
+                "line 6 has 2 cells, and the heading has 4",
+                "line 7 has 5 cells, and the heading has 4",
+                "line 10: the cell in the column 'seed:json' is no JSON",
+                "line 11 has empty cells only",
+            ],
+        ),
+        (
+            "rows.csv",
+            'key,arguments,note\na,a secret,\nb,"{""prompt"": ""x""}",\nc,7,\n',
+            [
+                "line 2: the cell in the column 'arguments' is no JSON",
+                "row 2 ('c'): Refused before anything was sent: arguments",
+            ],
+        ),
+    ],
+)
+def test_every_wrong_row_of_a_file_is_named_by_its_line_and_column_beside_all_others(
+    start: Start, place: str, name: str, text: str, wrong: list[str]
+) -> None:
+    start()
+    rows = read_rows(written(place, name, text.encode()))
+    with pytest.raises(FalInputError, match=f"{len(wrong)} problems in {len(rows)} rows") as raised:
+        checked(rows)
+    said = str(raised.value)
+    assert [problem for problem in wrong if problem not in said] == []
+    assert "secret" not in said
+
+
+def test_a_cell_of_parquet_that_is_no_json_is_named_by_its_row(
+    start: Start, place: str, tmp_path: Path
+) -> None:
+    start()
+    parquet.write_table(
+        pa.table({"prompt": ["x"] * 3, "a:json": ["1", "{", "3"], "b:json": [None, 1, None]}),
+        tmp_path / "rows.parquet",
+    )
+    rows = read_rows(written(place, "rows.parquet", (tmp_path / "rows.parquet").read_bytes()))
+    with pytest.raises(FalInputError, match="2 problems in 3 rows") as raised:
+        checked(rows)
+    for column in ("a:json", "b:json"):
+        assert f"row 1: the cell in the column {column!r} is no JSON" in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("heading", "words"),
+    [
+        ("key;prompt;num_images", "'key;prompt;num_images' holds a semicolon or a tab"),
+        ("key\tprompt", "holds a semicolon or a tab"),
+        ("key,prompt,prompt", "'prompt' is there 2 times"),
+        ("key,seed,seed:json", "'seed' is there 2 times"),
+        ("key, prompt", "' prompt' has blanks around its name"),
+        ("key,prompt ,num_images", "'prompt ' has blanks around its name"),
+        ("Key,prompt", "a column 'key' is written so"),
+        ("key,MODEL,prompt", "a column 'model' is written so"),
+        ("key,Arguments", "a column 'arguments' is written so"),
+        ("key,arguments:json", "a column 'arguments' is written so"),
+        ("key,prompt,Metadata.shot", "'Metadata.shot' is written 'metadata.<name>'"),
+        ("key,prompt,metadata.", "'metadata.' is written 'metadata.<name>'"),
+        ("key,prompt,", "column 3 has no name"),
+        ("key,,prompt, ", "column 2 has no name; column 4 has no name"),
+        ("key,prompt,:json", "column 3 has no name"),
+    ],
+)
+def test_a_heading_that_would_be_paid_for_wrongly_is_refused(place: str, heading: str, words: str) -> None:
+    cells = ",".join("1" * len(heading.split(",")))
+    with pytest.raises(FalInputError, match="in the heading ") as raised:
+        read_rows(written(place, "rows.csv", f"{heading}\n{cells}\n".encode()))
+    assert words in str(raised.value)
+
+
+def test_all_that_is_wrong_in_a_heading_is_named_at_once_and_no_long_text_is_quoted(place: str) -> None:
+    heading = f"Key,prompt,prompt,{'a long prompt; ' * 9}and a secret"
+    with pytest.raises(FalInputError, match=r"'key' .*'prompt' is there 2 times.*semicolon") as raised:
+        read_rows(written(place, "rows.csv", f"{heading}\na,b,c,d\n".encode()))
+    assert "secret" not in str(raised.value)
+
+
+def test_the_columns_of_parquet_are_checked_as_a_heading_is(place: str, tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"Key": ["one"], "prompt": ["x"]}), tmp_path / "rows.parquet")
+    with pytest.raises(FalInputError, match="a column 'key' is written so"):
+        read_rows(written(place, "rows.parquet", (tmp_path / "rows.parquet").read_bytes()))
+    # There are no separators in it, so any mark may be in a name.
+    table = pa.table({"key": ["one"], "arguments": ['{"prompt": "x"}'], "cost; EUR": ["2"]})
+    parquet.write_table(table, tmp_path / "rows.parquet")
+    row: Any
+    [row] = read_rows(written(place, "rows.parquet", (tmp_path / "rows.parquet").read_bytes()))
+    assert row["cost; EUR"] == "2"
 
 
 @pytest.mark.parametrize("given", ["a prompt", "s3://bucket/rows.txt", {"arguments": {}}, 7, None])

@@ -3,12 +3,16 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pendulum
 import pytest
 from airflow.dag_processing.dagbag import DagBag
+from airflow.sdk import Asset, ObjectStoragePath
+from airflow.sdk.exceptions import AirflowFailException
 
+from airflow_provider_uniapi_fal.landing.manifest import Manifest, write_manifest
 from airflow_provider_uniapi_fal.operators.fal import FalSubmitOperator
 from airflow_provider_uniapi_fal.sensors.fal import FalQueueSensor
 from airflow_provider_uniapi_fal.transfers.fal_to_object_storage import FalToObjectStorageOperator
@@ -121,6 +125,26 @@ def test_a_night_has_a_folder_of_its_own(bag: DagBag) -> None:
         function(bag, "tonight")({"destination": "s3://media/nights"}, Run())
         == "s3://media/nights/2026-11-22"
     )
+
+
+@pytest.mark.parametrize("extras", [[], [{"from_rest_api": True}]])
+def test_a_morning_without_a_night_says_so_and_is_not_tried_again(bag: DagBag, extras: list[Any]) -> None:
+    select = cast("Any", bag.dags["morning"].get_task("select")).python_callable
+    events = [SimpleNamespace(timestamp=index, extra=extra) for index, extra in enumerate(extras)]
+    with pytest.raises(AirflowFailException, match="No event of the asset media_night brought a manifest"):
+        select({Asset("media_night"): events} if events else {})
+
+
+def test_a_morning_takes_the_last_of_the_nights_that_came_together(bag: DagBag, tmp_path: Path) -> None:
+    select = cast("Any", bag.dags["morning"].get_task("select")).python_callable
+    for name in ("late", "early"):
+        write_manifest(Manifest(()), ObjectStoragePath(f"{tmp_path.as_uri()}/{name}/manifest.jsonl"))
+    events = [
+        SimpleNamespace(timestamp=2, extra={"manifest_path": f"{tmp_path.as_uri()}/late/manifest.jsonl"}),
+        SimpleNamespace(timestamp=1, extra={"manifest_path": f"{tmp_path.as_uri()}/early/manifest.jsonl"}),
+        SimpleNamespace(timestamp=3, extra={"from_rest_api": True}),
+    ]
+    assert select({Asset("media_night"): events}) == f"{tmp_path.as_uri()}/late/selected.jsonl"
 
 
 class Pulled:

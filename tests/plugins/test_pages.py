@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,17 @@ def test_a_file_says_all_that_the_manifest_says_of_it(site: Site) -> None:
         "campaign",
     ):
         assert text in page, text
+
+
+def test_each_of_several_files_of_a_row_says_which_it_is(site: Site) -> None:
+    grid = get(site, site.scene("hostile files")).text
+    for file in range(3):
+        place = f"<small>{file + 1}/3</small>"
+        details = f"{site.scene('hostile files')}/rows/0/files/{file}/details"
+        assert place in grid
+        for page in (get(site, details).text, get(site, f"{details}?part=inner").text):
+            assert re.search(rf"<h2>files {place}", page)
+    assert "<small>" not in get(site, site.scene("good") + "/rows/2/files/0/details").text
 
 
 def test_the_media_come_whole_and_in_parts(site: Site) -> None:

@@ -39,6 +39,7 @@ def test_each_file_has_a_card_and_a_row_without_files_has_one_too() -> None:
         ("storm", None),
         ("sea", 0),
     ]
+    assert [card.place for card in page.cards] == ["1/2", "2/2", "", ""]
     assert (page.rows, page.files, page.found, page.pages) == (3, 3, 4, 1)
     assert page.outcomes == {"succeeded": 1, "flagged": 1, "refused": 1}
     assert page.models == ["flux/dev", "kling-video"]
@@ -52,6 +53,19 @@ def test_filters_choose_rows() -> None:
     assert keys(text="ÜBER") == ["sea"]
     assert keys(text="req-00002") == ["sea"]
     assert keys(text="fox", outcome="flagged") == []
+
+
+@pytest.mark.parametrize(
+    "text", ['"dawn"', 'at "dawn"', "C:\\new\\media", "second", "image_size", "768", "0.5", "true", "ähre"]
+)
+def test_a_search_finds_what_is_read_in_arguments_and_metadata(text: str) -> None:
+    arguments = {
+        "prompt": 'A harbour, at "dawn"\nsecond line',
+        "image_size": {"width": 768},
+        "paths": ["C:\\new\\media"],
+    }
+    night = account(row("a", 0, arguments=arguments, metadata={"Ähre": 0.5, "good": True}), row("b", 1))
+    assert [card.row.key for card in page_of([night], Wanted(text=text)).cards] == ["a"]
 
 
 def test_filters_leave_the_counts_of_the_whole_night() -> None:

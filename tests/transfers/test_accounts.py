@@ -253,6 +253,16 @@ def test_a_manifest_is_landed_elsewhere_with_all_its_rows(start: Start, store: S
     assert len(calls(emulator, "submit")) == submits, "a landing submits nothing"
 
 
+def test_what_a_batch_returned_is_landed_by_the_manifest_that_it_names(start: Start, store: Store) -> None:
+    start()
+    source, path = landed_before(store)
+    output = {"manifest_path": str(path), "summary_path": "of no use here", "counts": source.counts}
+    told = operator(output, store).execute(context_of(Task()))
+    landed = read_manifest(ObjectStoragePath(told["manifest_path"]))
+    assert [row.key for row in landed.rows] == [row.key for row in source.rows]
+    assert "media/a.png" in store.names()
+
+
 def test_a_manifest_whose_files_were_damaged_is_landed_but_for_those(start: Start, store: Store) -> None:
     start()
     _, path = landed_before(store)

@@ -166,6 +166,8 @@ def test_a_destination_that_is_none_is_refused(start: Start, destination: Any) -
         [],
         {},
         {"request_id": "r"},
+        {"manifest_path": None, "counts": {}},
+        {"manifest_path": "no address"},
         {"media": None, "handle": handle().to_json()},
         {"media": [], "handle": None},
         {"media": ["https://example.com/a.png"], "handle": handle().to_json()},

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from airflow_provider_uniapi_fal.landing.manifest import OUTCOMES, Manifest, ManifestRow
-from airflow_provider_uniapi_fal.plugins.gallery import words
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.landing.files import LandedFile
@@ -79,6 +79,12 @@ class Card:
         return None if self.file_number is None else self.row.files[self.file_number]
 
     @property
+    def place(self) -> str:
+        """Which file of its row it is, such as ``1/2``; empty if it is the only one."""
+        count = len(self.row.files)
+        return "" if self.file_number is None or count < 2 else f"{self.file_number + 1}/{count}"
+
+    @property
     def prompt(self) -> str | None:
         """The prompt, if the manifest has the arguments."""
         prompt = (self.row.arguments or {}).get("prompt")
@@ -89,7 +95,7 @@ class Card:
         """All text in which a search looks."""
         row = self.row
         parts = [row.key, row.request_id or "", row.model]
-        parts += [words.as_json(value) for value in (row.arguments, row.metadata) if value]
+        parts += _texts([row.arguments, row.metadata])
         parts += [row.error.kind, row.error.message] if row.error else []
         return "\n".join(parts).casefold()
 
@@ -169,6 +175,19 @@ def _fits(card: Card, wanted: Wanted) -> bool:
         and (not wanted.model or card.row.model == wanted.model)
         and (not wanted.text or all(word in card.haystack for word in wanted.text.casefold().split()))
     )
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield the keys and the values in a JSON value as they are read: in JSON, a quotation mark is two characters."""
+    left = [value]
+    while left:
+        item = left.pop()
+        if isinstance(item, Mapping):
+            left += [*item.keys(), *item.values()]
+        elif isinstance(item, (list, tuple)):
+            left += item
+        elif item is not None:
+            yield item if isinstance(item, str) else json.dumps(item)
 
 
 def _number(text: str | None, otherwise: int) -> int:

@@ -104,10 +104,6 @@ if (viewer) {
   });
 }
 
-document.querySelectorAll(".filter select").forEach((select) => {
-  select.addEventListener("change", () => select.form.requestSubmit());
-});
-
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey) return;
   const inMedia = event.target.closest("video, audio");

@@ -421,7 +421,7 @@ def seconds_to_first_look(watch: watching.Watch) -> float:
 
 def usual_seconds(model: str) -> float | None:
     """Return the seconds from submit to end within which nearly all jobs of a model end; None: not known here."""
-    usual = EXPERIENCE.usual(model)
+    usual = EXPERIENCE.usual(model, now=time.time())
     return None if usual is None else usual.total.high
 
 

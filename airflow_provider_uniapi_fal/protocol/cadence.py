@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 #: Seconds between looks at a job of an unknown model: this share of its age, within these bounds.
 SHORTEST = 1.5
@@ -23,8 +24,8 @@ SHARE_OF_AGE = 0.37
 #: Of a known model: looks are such a share of the time apart in which the jobs that are remembered had ended. First looks
 #: are spread over a share of that: jobs that were submitted together do not ask together. Few end later than the last
 #: that is remembered: the look for them may come so much later. Looks are not closer than this.
-STEP = 0.19
-FIRST_LOOK_SPREAD = 0.4
+STEP = 0.18
+FIRST_LOOK_SPREAD = 0.5
 BEYOND = 2.0
 CLOSEST = 0.25
 CLOSEST_SHARE = 0.01
@@ -42,6 +43,11 @@ LONGEST_REST = 60.0
 KNOWN_AFTER = 5
 JOBS_REMEMBERED = 60
 MODELS_REMEMBERED = 500
+
+#: Of jobs that start together the short ones end first, and tell the wrong thing of the others. So what a job has taught
+#: counts after so many times as long as the slow ones run; of a model with more such jobs, those that began first do now.
+HELD_BACK = 1.2
+MOST_HELD_BACK = 1000
 
 #: The share of jobs at either end that is taken for exceptions.
 EXCEPTIONS = 0.05
@@ -68,7 +74,7 @@ class Usual:
 
     :param total: from the submit to the end
     :param running: from the start to the end
-    :param unqueued: from the submit to the end, where there is next to no queue
+    :param unqueued: from the submit to the end, where there is next to no queue; with margins for faster and slower ones
     :param jobs: each that is remembered: how long it was queued, and its total
     """
 
@@ -84,38 +90,83 @@ class Usual:
         return cls(
             Span.of(total for total, _ in known),
             _usual(running for _, running in known),
-            _usual(min(total, running * (1 + SHARE_OF_QUEUE)) for total, running in known),
+            _with_margin(_usual(min(total, running * (1 + SHARE_OF_QUEUE)) for total, running in known)),
             [(total - running, total) for total, running in known],
         )
 
 
 def _usual(seconds: Iterable[float]) -> list[float]:
     ordered = sorted(seconds)
-    exceptions = round((len(ordered) - 1) * EXCEPTIONS)
+    exceptions = int((len(ordered) - 1) * EXCEPTIONS)
     return ordered[exceptions : len(ordered) - exceptions]
+
+
+def _with_margin(ends: Sequence[float]) -> list[float]:
+    """Add the ages until which the next job may lie outside of some ends: the fewer are known, the farther."""
+    groups, share = _groups(ends), EXCEPTIONS + 1 / len(ends)
+    first, last = groups[0], groups[-1]
+    low = max(first[0] - share * (first[-1] - first[0]), first[0] / (1 + SHARE_OF_AGE))
+    high = min(last[-1] + share * (last[-1] - last[0]), last[-1] * (1 + SHARE_OF_AGE))
+    return [low, *ends, high]
+
+
+class _Lessons:
+    """What the jobs of one model have taught: those that count, and a heap of those held back, by their starts."""
+
+    def __init__(self) -> None:
+        self.jobs: deque[tuple[float, float]] = deque(maxlen=JOBS_REMEMBERED)
+        self.held_back: list[tuple[float, float, float]] = []
+        self.usual: Usual | None = None
+
+    def count(self, total: float, running: float) -> None:
+        self.jobs.append((total, running))
+        if len(self.jobs) >= KNOWN_AFTER:
+            self.usual = Usual.of(self.jobs)
+
+    def catch_up(self, now: float) -> None:
+        while self.held_back and self._counts(self.held_back[0][0], now):
+            _, total, running = heappop(self.held_back)
+            self.count(total, running)
+
+    def _counts(self, started: float, now: float) -> bool:
+        """Whether nearly all jobs that started then have ended, or there is nothing better to go by."""
+        if self.usual is None or len(self.held_back) > MOST_HELD_BACK:
+            return True
+        return now >= started + HELD_BACK * self.usual.running[-1]
 
 
 class Experience:
     """What this process has learned from the jobs that ended: the last ones of each of the last models."""
 
     def __init__(self) -> None:
-        self._jobs: OrderedDict[str, deque[tuple[float, float]]] = OrderedDict()
-        self._usual: dict[str, Usual] = {}
+        self._lessons: OrderedDict[str, _Lessons] = OrderedDict()
 
-    def learn(self, model: str, *, total: float, running: float) -> None:
-        """Take note of one job that ended, in seconds."""
-        jobs = self._jobs.setdefault(model, deque(maxlen=JOBS_REMEMBERED))
-        self._jobs.move_to_end(model)
-        jobs.append((max(total, 0.0), max(running, 0.0)))
-        if len(jobs) >= KNOWN_AFTER:
-            self._usual[model] = Usual.of(jobs)
-        if len(self._jobs) > MODELS_REMEMBERED:
-            forgotten, _ = self._jobs.popitem(last=False)
-            self._usual.pop(forgotten, None)
+    def learn(self, model: str, *, total: float, running: float, ended: float | None = None) -> None:
+        """
+        Take note of one job that ended.
 
-    def usual(self, model: str) -> Usual | None:
+        :param total: seconds from its submit to its end
+        :param running: seconds from its start to its end
+        :param ended: when that was, in seconds since the epoch; None: what it tells counts at once
+        """
+        lessons = self._lessons.setdefault(model, _Lessons())
+        self._lessons.move_to_end(model)
+        total, running = max(total, 0.0), max(running, 0.0)
+        if ended is None:
+            lessons.count(total, running)
+        else:
+            heappush(lessons.held_back, (ended - running, total, running))
+            lessons.catch_up(ended)
+        if len(self._lessons) > MODELS_REMEMBERED:
+            self._lessons.popitem(last=False)
+
+    def usual(self, model: str, *, now: float) -> Usual | None:
         """Return how long jobs of a model take, or None while too few are known."""
-        return self._usual.get(model)
+        lessons = self._lessons.get(model)
+        if lessons is None:
+            return None
+        lessons.catch_up(now)
+        return lessons.usual
 
 
 @dataclass(frozen=True)
@@ -206,7 +257,7 @@ def _ends(seen: Seen, usual: Usual) -> Sequence[float]:
         return [seen.pending_until + place * doubt + each for place, each in enumerate(usual.running)]
     # Of the others those that were queued no longer than it can have been.
     alike = [total for queued, total in usual.jobs if queued <= seen.running_since]
-    return _usual(alike) if 2 * len(alike) >= len(usual.jobs) else usual.unqueued
+    return _with_margin(_usual(alike)) if 2 * len(alike) >= len(usual.jobs) else usual.unqueued
 
 
 def _when_due(ends: Sequence[float], age: float, jitter: float) -> float:

@@ -236,7 +236,7 @@ def one_round(
     late = next((kind for kind, deadline in clocks.items() if now >= deadline), None)
     if late is not None:
         return (yield from _end_late(watch, dialect, handle, late, clock=clock))
-    usual = None if experience is None else experience.usual(watch.handle.model)
+    usual = None if experience is None else experience.usual(watch.handle.model, now=now)
     wait = cadence.next_look(
         _seen(watch, now),
         poke_interval=watch.poke_interval,
@@ -267,7 +267,7 @@ def seconds_to_first_look(
     """Return how long a wait that begins, or that goes on in another process, may rest before it looks."""
     if watch.poke_interval is not None or watch.state is not None:
         return 0.0
-    usual = None if experience is None else experience.usual(watch.handle.model)
+    usual = None if experience is None else experience.usual(watch.handle.model, now=now)
     rest = cadence.first_look(_seen(watch, now), usual, jitter=jitter)
     return max(min([rest, *(deadline - now for deadline in _running_clocks(watch).values())]), 0.0)
 
@@ -391,9 +391,11 @@ def _learn(watch: Watch, experience: cadence.Experience) -> None:
     else:
         earliest = max(earliest, completed - 0.2 * (completed - submitted))
     ended = min(earliest, latest) + EARLY_SHARE * (latest - min(earliest, latest))
+    # What only the looks tell depends on how closely it was looked: it is to make the next ones better at once.
+    held_back = None if running is None else ended
     if running is None:
-        running = _ran(watch, ended, experience.usual(watch.handle.model))
-    experience.learn(watch.handle.model, total=ended - submitted, running=running)
+        running = _ran(watch, ended, experience.usual(watch.handle.model, now=completed))
+    experience.learn(watch.handle.model, total=ended - submitted, running=running, ended=held_back)
 
 
 def _ran(watch: Watch, ended: float, usual: cadence.Usual | None) -> float:

@@ -56,18 +56,49 @@ def test_a_span_lies_within_what_was_seen(durations: list[float]) -> None:
     assert min(durations) <= span.low <= span.high <= max(durations)
 
 
-@given(st.lists(st.tuples(st.integers(0, 900), st.floats(-10, 1e6), st.floats(-10, 1e6)), max_size=300))
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(0, 900),
+            st.floats(-10, 1e6),
+            st.floats(-10, 1e6),
+            st.none() | st.floats(NOW - 1e3, NOW + 1e3),
+        ),
+        max_size=300,
+    )
+)
 def test_memory_is_bounded_and_nothing_learned_breaks_a_decision(
-    jobs: list[tuple[int, float, float]],
+    jobs: list[tuple[int, float, float, float | None]],
 ) -> None:
     experience = Experience()
-    for model, total, running in jobs:
-        experience.learn(f"model-{model}", total=total, running=running)
-        usual = experience.usual(f"model-{model}")
+    for model, total, running, ended in jobs:
+        experience.learn(f"model-{model}", total=total, running=running, ended=ended)
+        usual = experience.usual(f"model-{model}", now=NOW)
         assert 0 < next_look(Seen(3.0), poke_interval=None, usual=usual, jitter=0.5) <= 63
-    assert len(experience._jobs) <= cadence.MODELS_REMEMBERED
-    assert all(len(each) <= cadence.JOBS_REMEMBERED for each in experience._jobs.values())
-    assert set(experience._usual) <= set(experience._jobs)
+    assert len(experience._lessons) <= cadence.MODELS_REMEMBERED
+    assert all(len(each.jobs) <= cadence.JOBS_REMEMBERED for each in experience._lessons.values())
+
+
+def test_of_jobs_that_are_held_back_a_few_are_remembered_however_many_end_before_the_slow_ones_can() -> None:
+    experience = Experience()
+    for number in range(2 * cadence.MOST_HELD_BACK):
+        experience.learn("m", total=20.0, running=20.0, ended=NOW + number / 1e6)
+    [lessons] = experience._lessons.values()
+    assert len(lessons.held_back) <= cadence.MOST_HELD_BACK
+
+
+def test_jobs_that_started_together_teach_nothing_before_the_slow_ones_of_them_can_have_ended() -> None:
+    experience = Experience()
+    for running in (18.0, 19.0, 20.0, 21.0, 22.0):
+        experience.learn("m", total=running, running=running)
+    before = experience.usual("m", now=NOW)
+    for number in range(50):
+        running = 18.0 + number / 100
+        experience.learn("m", total=running, running=running, ended=NOW + running)
+    assert experience.usual("m", now=NOW + 22.5) == before
+    after = experience.usual("m", now=NOW + 1.25 * 22.0)
+    assert after is not None
+    assert len(after.jobs) == 55
 
 
 def test_the_models_seen_last_are_remembered() -> None:
@@ -75,17 +106,17 @@ def test_the_models_seen_last_are_remembered() -> None:
     for model in range(cadence.MODELS_REMEMBERED + 10):
         for _ in range(cadence.KNOWN_AFTER):
             experience.learn(str(model), total=5.0, running=5.0)
-    assert experience.usual("0") is None
-    assert experience.usual(str(cadence.MODELS_REMEMBERED)) is not None
+    assert experience.usual("0", now=NOW) is None
+    assert experience.usual(str(cadence.MODELS_REMEMBERED), now=NOW) is not None
 
 
 def test_a_model_is_known_after_a_few_jobs_only() -> None:
     experience = Experience()
     for _ in range(cadence.KNOWN_AFTER - 1):
         experience.learn("m", total=20.0, running=20.0)
-        assert experience.usual("m") is None
+        assert experience.usual("m", now=NOW) is None
     experience.learn("m", total=20.0, running=20.0)
-    assert experience.usual("m") == Usual.of([(20.0, 20.0)] * cadence.KNOWN_AFTER)
+    assert experience.usual("m", now=NOW) == Usual.of([(20.0, 20.0)] * cadence.KNOWN_AFTER)
 
 
 def test_an_overdue_job_that_was_never_seen_in_the_queue_is_not_taken_for_one_that_has_just_begun() -> None:
@@ -175,6 +206,7 @@ class World:
     def __init__(self, seed: int = 1) -> None:
         self.chance = random.Random(seed)
         self.experience = Experience()
+        self.now = NOW
 
     def wait(
         self, queued: float, running: float, *, metrics: bool = True, told: float | None = None
@@ -185,14 +217,16 @@ class World:
         :param metrics: the gateway tells how long it ran
         :param told: what it tells, if that is not the truth
         """
-        watch = Watch(handle(submitted_at=NOW))
-        now = NOW + watching.seconds_to_first_look(
-            watch, now=NOW, jitter=self.chance.random(), experience=self.experience
+        submitted = now = self.now
+        watch = Watch(handle(submitted_at=submitted))
+        now += watching.seconds_to_first_look(
+            watch, now=now, jitter=self.chance.random(), experience=self.experience
         )
         for looks in range(1, 10_000):
             end = self._round(watch, now, queued, running, metrics, told=told)
             if isinstance(end, JobResult):
-                return looks, now + 2 * self.ROUND_TRIP - NOW - queued - running
+                self.now = now + 2 * self.ROUND_TRIP
+                return looks, self.now - submitted - queued - running
             assert isinstance(end, WaitMore)
             now += self.ROUND_TRIP + end.seconds
         raise AssertionError("it never ended")
@@ -208,7 +242,7 @@ class World:
         told: float | None = None,
     ) -> watching.RoundEnd:
         """Look once at a job that is queued and runs for so long."""
-        age = now + self.ROUND_TRIP / 2 - NOW
+        age = now + self.ROUND_TRIP / 2 - watch.handle.submitted_at
         word = "IN_QUEUE" if age < queued else "IN_PROGRESS" if age < queued + running else "COMPLETED"
         status: dict[str, object] = {"status": word}
         if word == "IN_QUEUE" and position is not None:
@@ -267,7 +301,8 @@ def test_a_gateway_that_tells_how_long_a_job_ran_is_believed_however_late_its_en
         world = World(seed)
         running = world.twenty_seconds()[1]
         world.wait(queued, running)
-        [[(total, _)]] = world.experience._jobs.values()
+        [lessons] = world.experience._lessons.values()
+        [(total, _)] = lessons.jobs
         assert abs(total - (queued + running)) <= 0.5
 
 
@@ -286,11 +321,11 @@ def test_a_job_that_may_have_run_as_long_as_most_changes_nothing_that_is_known()
         world.experience.learn(handle().model, total=20.0, running=20.0)
     # It is seen in the queue, and then running: when it started between the two, nobody knows.
     world.wait(30.0, 21.0, metrics=False)
-    usual = world.experience.usual(handle().model)
+    usual = world.experience.usual(handle().model, now=world.now)
     assert usual is not None
     assert set(usual.running) == {20.0}
     world.wait(30.0, 60.0, metrics=False)
-    usual = world.experience.usual(handle().model)
+    usual = world.experience.usual(handle().model, now=world.now)
     assert usual is not None
     assert usual.running[-1] > 30.0
 

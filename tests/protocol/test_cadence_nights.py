@@ -13,7 +13,7 @@ from airflow_provider_uniapi_fal.protocol import watching
 from airflow_provider_uniapi_fal.protocol.job import JobResult
 from airflow_provider_uniapi_fal.protocol.watching import WaitMore, Watch
 from tests.protocol.test_cadence import World
-from tests.protocol.values import NOW, handle
+from tests.protocol.values import handle
 
 
 def p95(values: list[float]) -> float:
@@ -47,9 +47,9 @@ def night(
     starts = sorted(start for _, start, _ in plan)
     looks, late, due = [0] * jobs, [0.0] * jobs, []
     for number, (submitted, _, _) in enumerate(plan):
-        watch = Watch(handle(submitted_at=NOW))
+        watch = Watch(handle(submitted_at=world.now + submitted))
         rest = watching.seconds_to_first_look(
-            watch, now=NOW, jitter=world.chance.random(), experience=world.experience
+            watch, now=world.now + submitted, jitter=world.chance.random(), experience=world.experience
         )
         due.append((submitted + rest, number, watch))
     heapq.heapify(due)
@@ -58,12 +58,13 @@ def night(
         submitted, start, running = plan[number]
         looks[number] += 1
         before_it = bisect_right(starts, start) - bisect_right(starts, now) if positions else None
-        end = world._round(watch, NOW + now - submitted, start - submitted, running, metrics, before_it)
+        end = world._round(watch, world.now + now, start - submitted, running, metrics, before_it)
         if isinstance(end, JobResult):
             late[number] = now + 2 * world.ROUND_TRIP - start - running
         else:
             assert isinstance(end, WaitMore)
             heapq.heappush(due, (now + world.ROUND_TRIP + end.seconds, number, watch))
+    world.now += max(start + running for _, start, running in plan) + max(late)
     return late, looks
 
 
@@ -105,6 +106,40 @@ def test_of_60_jobs_that_are_submitted_together_none_takes_more_than_6_looks_for
     assert max(looks) <= 6
     # With a margin for so few jobs; the look that tells and the fetch of the result take their time, too.
     assert median(late) - 2 * World.ROUND_TRIP <= 0.55
+
+
+def test_of_60_jobs_that_are_submitted_together_half_are_known_within_half_a_second_once_20_others_have_run_together() -> (
+    None
+):
+    medians, most = [], []
+    for seed in range(40):
+        world = World(seed)
+        together(world, 20)
+        late, looks = together(world, 60)
+        # What is known of a job is known before its result is fetched.
+        medians.append(median(late) - World.ROUND_TRIP)
+        most.append(max(looks))
+    print(f"late: median {median(medians):.2f}, worst median {max(medians):.2f}; looks: most {max(most)}")
+    assert median(medians) <= 0.5
+    assert max(medians) <= 0.6
+    assert max(most) <= 6
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_crowd_that_has_ended_makes_the_next_jobs_no_worse_known(seed: int) -> None:
+    # The slow ones of a crowd end last; they are not all that is remembered of it.
+    world = World(seed)
+    together(world, 20)
+    for crowd in (300, 300, 60):
+        late, looks = together(world, crowd)
+        print(f"late: median {median(late):.2f}, most {max(late):.1f}; looks: most {max(looks)}")
+        assert median(late) - World.ROUND_TRIP <= 0.6
+        assert max(looks) <= 7
+
+
+def together(world: World, jobs: int) -> tuple[list[float], list[int]]:
+    """Submit all jobs within a second or a few, to an account that runs them all at once."""
+    return night(world, jobs=jobs, at_once=jobs, per_second=100.0)
 
 
 @pytest.mark.parametrize("metrics", [True, False])

@@ -290,7 +290,9 @@ def _csv(text: str) -> list[GivenRow]:
         _check_columns(heading, foreign=";\t")
         line = reader.line_num + 1
         for cells in reader:
-            if len(cells) == len(heading):
+            if cells and not any(cells):
+                rows.append(UnreadableRow((f"line {line} has empty cells only",)))
+            elif len(cells) == len(heading):
                 given = {name: cell for name, cell in zip(heading, cells, strict=True) if cell != ""}
                 rows.append(_from_columns(given, f"line {line}"))
             elif cells:

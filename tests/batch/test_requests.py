@@ -163,6 +163,7 @@ b,x
 two lines",8,,a secret
 d,x,9,1
 e,x,{,
+,,,
 """,
             [
                 "line 2: the cell in the column 'seed:json' is no JSON",
@@ -171,6 +172,7 @@ e,x,{,
                 "line 6 has 2 cells, and the heading has 4",
                 "line 7 has 5 cells, and the heading has 4",
                 "line 10: the cell in the column 'seed:json' is no JSON",
+                "line 11 has empty cells only",
             ],
         ),
         (

@@ -23,7 +23,6 @@ from airflow_provider_uniapi_fal.batch.planning import OWED, Plan, plan
 from airflow_provider_uniapi_fal.batch.requests import MAX_NAMED, Row, checked_rows, named, read_rows
 from airflow_provider_uniapi_fal.batch.session import Session, SessionSettings
 from airflow_provider_uniapi_fal.exceptions import FalError, FalResultExpired, error_of
-from airflow_provider_uniapi_fal.hooks.fal import FalHook
 from airflow_provider_uniapi_fal.landing.inputs import schema_of, unread
 from airflow_provider_uniapi_fal.landing.manifest import (
     Manifest,
@@ -45,9 +44,10 @@ if TYPE_CHECKING:
 
     from airflow.sdk import ObjectStoragePath
 
+    from airflow_provider_uniapi_fal.hooks.fal import FalHook
     from airflow_provider_uniapi_fal.ledger.record import Seen
     from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, RowState, Try
-    from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult
+    from airflow_provider_uniapi_fal.protocol.job import JobResult
 
 MANIFEST_NAME = "manifest.jsonl"
 
@@ -109,7 +109,6 @@ class Batch:
     session: Session | None = None
     stopped: Failure | None = None
     _seen: dict[str, Seen] = field(default_factory=dict)
-    _hooks: dict[str, FalHook] = field(default_factory=dict)
 
     @property
     def to_make(self) -> dict[str, Row]:
@@ -244,13 +243,6 @@ class Batch:
             request_id="" if result is None else result.handle.request_id,
         )
 
-    def hook_of(self, handle: JobHandle) -> FalHook:
-        """Return the hook of the connection that a job was submitted through: no other account knows it."""
-        conn_id = handle.fal_conn_id
-        if conn_id == self.hook.fal_conn_id:
-            return self.hook
-        return self._hooks.setdefault(conn_id, FalHook(conn_id))
-
     def dry_run(self) -> dict[str, Any]:
         """Say what would be done, and do nothing; return the counts."""
         states = Journal.reading(self.folder).rows
@@ -367,7 +359,7 @@ class Batch:
         ]
         if not lost:
             return
-        for hook in {self.hook_of(state.handle) for state in lost if state.handle is not None}:
+        for hook in {self.hook.of(state.handle) for state in lost if state.handle is not None}:
             with suppress(Exception):  # who asks says what is wrong with it
                 _ = hook.account  # read once, not in each thread
         with ThreadPoolExecutor(LOOKS_AT_ONCE) as pool:
@@ -376,7 +368,7 @@ class Batch:
     def _look(self, state: RowState) -> tuple[str, Seen]:
         key = state.entry.key
         try:
-            return key, None if state.handle is None else self.hook_of(state.handle).status(
+            return key, None if state.handle is None else self.hook.of(state.handle).status(
                 state.handle
             ).state
         except FalResultExpired:
@@ -391,7 +383,6 @@ class Batch:
             plan=made,
             journal=journal,
             hook=self.hook,
-            hook_of=self.hook_of,
             this_try=self.this_try,
             watch=self.watch,
             settings=self.work,

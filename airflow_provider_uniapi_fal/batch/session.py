@@ -102,7 +102,6 @@ class Session:
     :param plan: what is to be done about them
     :param journal: opened for posting
     :param hook: the account that submits
-    :param hook_of: through what a job is asked about
     :param names_of: how the files of a row are called
     :param say: takes each line for the log
     :param kept: files of earlier manifests, which stay as they are
@@ -115,7 +114,6 @@ class Session:
         plan: Plan,
         journal: Journal,
         hook: FalHook,
-        hook_of: Callable[[JobHandle], FalHook],
         this_try: Try,
         watch: WatchSettings,
         settings: SessionSettings,
@@ -128,7 +126,6 @@ class Session:
         self._plan = plan
         self._journal = journal
         self._hook = hook
-        self._hook_of = hook_of
         self._try = this_try
         self._watch = watch
         self._settings = settings
@@ -469,7 +466,7 @@ class Session:
             return self._landed(key, result, await self._landing(key, result, landing.files))
 
     async def _result_again(self, handle: JobHandle) -> JobResult:
-        hook = self._hook_of(handle)
+        hook = self._hook.of(handle)
         try:
             await hook.aaccount()
         except Exception as error:

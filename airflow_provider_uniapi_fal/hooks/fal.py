@@ -80,6 +80,7 @@ class FalHook(BaseHook):
         super().__init__()
         self.fal_conn_id = fal_conn_id
         self._account: GatewayAccount | None = None
+        self._others: dict[str, FalHook] = {}
 
     @property
     def account(self) -> GatewayAccount:
@@ -128,7 +129,8 @@ class FalHook(BaseHook):
 
     def of(self, handle: JobHandle) -> FalHook:
         """Return the hook for a job's own connection: no other gateway, and no other account, knows of it."""
-        return self if handle.fal_conn_id == self.fal_conn_id else FalHook(handle.fal_conn_id)
+        conn_id = handle.fal_conn_id
+        return self if conn_id == self.fal_conn_id else self._others.setdefault(conn_id, FalHook(conn_id))
 
     def prepare(
         self, model: object, arguments: object, *, dialect: str = "fal", **options: Any

@@ -46,7 +46,7 @@ MODELS_REMEMBERED = 500
 
 #: Of jobs that start together the short ones end first, and tell the wrong thing of the others. So what a job has taught
 #: counts after so many times as long as the slow ones run; of a model with more such jobs, those that began first do now.
-HELD_BACK = 1.2
+HELD_BACK = 1.1
 MOST_HELD_BACK = 1000
 
 #: The share of jobs at either end that is taken for exceptions.

@@ -257,7 +257,7 @@ def land(args: argparse.Namespace) -> ExitCode | None:
     """Copy the media files of a finished job to storage."""
     destination = storage_path(args.destination, args.storage_conn_id)
     names = Names(key=args.name or "request-id", template=args.name_template, date=pendulum.today("UTC"))
-    names.check()
+    names.check_ahead()
     job = _job(args)
     with job.accounted(), progress() as shown:
         shown.add_task(f"Landing request {job.handle.request_id}", total=1)
@@ -265,7 +265,13 @@ def land(args: argparse.Namespace) -> ExitCode | None:
         landed = land_media(
             found,
             destination,
-            replace(names, key=args.name or job.handle.request_id, model=job.handle.model, seed=found.seed),
+            replace(
+                names,
+                key=args.name or job.handle.request_id,
+                model=job.handle.model,
+                seed=found.seed,
+                request_id=job.handle.request_id,
+            ),
             account=job.hook.account,
             limits=Limits(max_bytes=args.max_bytes or Limits.max_bytes),
         )

@@ -8,6 +8,7 @@ import time
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -320,8 +321,9 @@ def cancel_all(states: Iterable[RowState], say: Callable[[str], None], *, until:
     handles = [state.handle for state in states if state.handle is not None]
     hooks = {conn_id: FalHook(conn_id) for conn_id in {handle.fal_conn_id for handle in handles}}
     for hook in hooks.values():
-        # Read the connection once, here, and not in each thread.
-        _ = hook.account
+        # Read the connection once, here, and not in each thread. One that is gone keeps no job of another one running.
+        with suppress(Exception):
+            _ = hook.account
 
     def cancel(handle: JobHandle) -> str:
         if time.monotonic() > until:
@@ -330,6 +332,8 @@ def cancel_all(states: Iterable[RowState], say: Callable[[str], None], *, until:
             return hooks[handle.fal_conn_id].cancel(handle).value
         except FalError as error:
             return f"not asked ({error.failure.kind.value})"
+        except Exception as error:  # noqa: BLE001 - its connection cannot be read, whatever the reason
+            return f"not asked ({type(error).__name__})"
 
     with ThreadPoolExecutor(CANCELLERS) as pool:
         answers = list(pool.map(cancel, handles))

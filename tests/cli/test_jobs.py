@@ -404,6 +404,17 @@ def test_media_of_a_result_are_landed_although_the_gateway_has_forgotten_it(
     assert fal("land", f"@{tmp_path / 'result.json'}", str(tmp_path / "media")).code == 0
 
 
+def test_landed_media_may_be_called_by_the_request_alone(start: Start, fal: Fal, tmp_path: Path) -> None:
+    start()
+    job = submitted(fal, tmp_path)
+    assert fal("wait", job, "--poke-interval", "0.05").code == 0
+    done = fal("land", job, str(tmp_path / "media"), "--name-template", "{request_id}")
+    assert done.code == 0, done.err
+    [file] = (tmp_path / "media").iterdir()
+    assert file.stem in done.out
+    assert file.stem != "request-id"
+
+
 def test_neither_key_nor_prompt_is_in_the_journal_or_on_the_terminal(
     start: Start, fal: Fal, journal: CommandLineJournal, tmp_path: Path
 ) -> None:

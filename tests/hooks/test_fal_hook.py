@@ -622,7 +622,7 @@ def test_nothing_is_left_in_xcom_without_a_failure_or_on_another_error() -> None
 def test_a_worker_looks_closely_before_it_hands_a_job_on_and_not_once_more_at_the_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    now, looks = 0.0, list[float]()
+    job, now, looks = handle(), 0.0, list[float]()
 
     def sleep(seconds: float) -> None:
         nonlocal now
@@ -634,9 +634,9 @@ def test_a_worker_looks_closely_before_it_hands_a_job_on_and_not_once_more_at_th
         sleep(0.05)
         return WaitMore(1.5)
 
-    clock = SimpleNamespace(monotonic=lambda: now, sleep=sleep, time=time.time)
+    clock = SimpleNamespace(monotonic=lambda: now, sleep=sleep, time=lambda: job.submitted_at + now)
     monkeypatch.setattr("airflow_provider_uniapi_fal.hooks.fal.time", clock)
     monkeypatch.setattr(FalHook, "one_round", look)
-    end = FalHook().watch_for(Watch(handle()), 6.0, lambda line: None)
+    end = FalHook().watch_for(Watch(job), 6.0, lambda line: None)
     assert isinstance(end, WaitMore)
     assert looks == pytest.approx([1.5, 3.05, 4.5, 5.15, 5.8], abs=0.02)

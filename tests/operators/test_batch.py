@@ -1632,6 +1632,23 @@ def test_a_cleared_batch_with_another_connection_asks_that_of_the_jobs_that_were
         assert set(task.outcomes().values()) == {"succeeded"}
 
 
+def test_a_connection_that_is_gone_keeps_no_job_of_another_one_from_being_cancelled(
+    start: Start, new: New
+) -> None:
+    emulator = start(run_seconds=60.0, obeys_cancel=True)
+    task = new(requests=table(2))
+    with pytest.raises(TaskDeferred):
+        task.operator(**MODES["deferrable"]).execute(task.context)
+    running = list(triggers.still_running(journal_of(task)))
+    assert running[0].handle is not None
+    lost = replace(running[0], handle=replace(running[0].handle, fal_conn_id="fal_gone"))
+    said: list[str] = []
+    triggers.cancel_all([lost, *running], said.append)
+    cancels = [request for request in emulator.requests() if request["operation"] == "cancel"]
+    assert len(cancels) == 2
+    assert f"Request {running[0].handle.request_id} may still be running: not asked" in "\n".join(said)
+
+
 def test_what_a_mark_has_cancelled_is_said_to_be_so_by_a_clear_and_made_anew_by_the_next(
     start: Start, new: New
 ) -> None:

@@ -192,7 +192,7 @@ def shortfall(
         retry_does = _RETRY_DOES
     else:
         retry_does = f"submits nothing: it could not help. {_CLEAR_DOES}"
-    unbilled = all(row.posts == 0 or (row.posts == 1 and _is_unbilled(row)) for row in rows)
+    unbilled = all(_is_unbilled(row) for row in rows)
     waits = [f.retry_after for f in (*failures, stopped) if f is not None and f.retry_after is not None]
     flagged = counts["flagged"] > 0 and on_flagged == "fail"
     told = ", ".join(f"{counts[outcome]} {outcome}" for outcome in OUTCOMES if counts[outcome])
@@ -214,7 +214,9 @@ def shortfall(
 
 
 def _is_unbilled(row: ManifestRow) -> bool:
-    return row.error is not None and row.error.billed == "no"
+    """Whether no post of a row can have been billed; the error of a missing one is of a post that was not taken."""
+    told = row.posts == 1 and row.outcome != "missing" and row.error is not None
+    return row.posts == 0 or (told and row.error is not None and row.error.billed == "no")
 
 
 class Tally:

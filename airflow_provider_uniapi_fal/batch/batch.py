@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     from airflow.sdk import ObjectStoragePath
 
     from airflow_provider_uniapi_fal.hooks.fal import FalHook
+    from airflow_provider_uniapi_fal.landing.files import LandedFile
     from airflow_provider_uniapi_fal.ledger.record import Seen
     from airflow_provider_uniapi_fal.ledger.rows import RowPolicy, RowState, Try
     from airflow_provider_uniapi_fal.protocol.job import JobResult
@@ -109,6 +110,7 @@ class Batch:
     session: Session | None = None
     stopped: Failure | None = None
     _seen: dict[str, Seen] = field(default_factory=dict)
+    _files_of_others: list[LandedFile] = field(default_factory=list)
 
     @property
     def to_make(self) -> dict[str, Row]:
@@ -169,7 +171,9 @@ class Batch:
             return
         for key, state in Journal.reading(self.folder).rows.items():
             if state.step in OWED or state.step is Step.DELIVERED:
-                self.earlier.pop(key, None)
+                found = self.earlier.pop(key, None)
+                if found and (state.handle is None or found.request_id != state.handle.request_id):
+                    self._files_of_others += found.files
 
     def _look_at_changed_rows(self) -> None:
         """Do with rows that ask for something else than what the earlier manifests have of them as the policy says."""
@@ -286,7 +290,10 @@ class Batch:
             running = asyncio.run(self._work(journal, made, linger))
             journal.refresh()
             # What a try that was taken for dead wrote down late is gone after, too.
-            if running or not (still_running(journal) or waiting_to_land(journal, self.this_try)):
+            left = still_running(journal) or waiting_to_land(journal, self.this_try)
+            # The last job of a stretch may have ended so late that the row that waited for its place was not posted.
+            waits = self.session is not None and self.session.waits_for_room
+            if running or not (left or waits):
                 return
 
     def write_manifest(self, journal: Journal) -> dict[str, Any]:
@@ -389,7 +396,7 @@ class Batch:
             destination=self.settings.destination,
             names_of=self.names_of,
             say=self.say,
-            kept=[file for row in self.earlier.values() for file in row.files],
+            kept=[*self._files_of_others, *(file for row in self.earlier.values() for file in row.files)],
         )
         running = await self.session.run(linger=linger)
         self.stopped = self.session.stopped

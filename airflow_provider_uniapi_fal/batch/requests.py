@@ -320,10 +320,14 @@ def _parquet(content: bytes) -> list[GivenRow]:
     # not at all, once the interpreter is gone (apache/arrow issues 34314, 33975, 50482).
     table = parquet.ParquetFile(pyarrow.BufferReader(content)).read(use_threads=False)
     _check_columns(table.column_names)
-    return [
-        _from_columns({name: cell for name, cell in row.items() if cell is not None}, f"row {index}")
-        for index, row in enumerate(table.to_pylist())
-    ]
+    rows: list[GivenRow] = []
+    for index, cells in enumerate(table.to_pylist()):
+        given = {name: cell for name, cell in cells.items() if cell is not None}
+        place = f"row {index}"
+        rows.append(
+            _from_columns(given, place) if given else UnreadableRow((f"{place} has empty cells only",))
+        )
+    return rows
 
 
 def _check_columns(names: Sequence[str], *, foreign: str = "") -> None:

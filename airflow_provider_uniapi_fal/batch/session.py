@@ -330,6 +330,7 @@ class Session:
                     paced=partial(self._pace.of, sent=sent, over=self._is_over),
                 )
         except SubmitsOver:
+            self._to_post.append(row)  # it waits for the next stretch, or the next try
             outcomes.append(self._outcome(intent, Step.NOT_TAKEN, self.stopped or _interrupted()))
         except FalError as error:
             outcomes.append(self._refused(intent, error))

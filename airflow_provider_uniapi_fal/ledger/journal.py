@@ -232,9 +232,12 @@ class Journal:
                 attempts = WRITE_ATTEMPTS
 
     def _segment(self, entries: Sequence[Entry]) -> _Segment:
-        self._place, self._written = self._place + 1, self._written + 1
-        name = f"{self._epoch:06d}-{self._place:06d}-{self._writer}-{self._written:06d}.jsonl"
-        return _Segment(name, _lines({"entries": len(entries)}, (e.to_json() for e in entries)), entries)
+        place, written = self._place + 1, self._written + 1
+        name = f"{self._epoch:06d}-{place:06d}-{self._writer}-{written:06d}.jsonl"
+        segment = _Segment(name, _lines({"entries": len(entries)}, (e.to_json() for e in entries)), entries)
+        # A number that no segment has would be one that is missing.
+        self._place, self._written = place, written
+        return segment
 
     def stop_if_superseded(self) -> None:
         """

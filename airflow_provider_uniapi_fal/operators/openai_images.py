@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import ObjectStoragePath
+from airflow.sdk.exceptions import AirflowNotFoundException
 
 from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
@@ -29,7 +30,7 @@ from airflow_provider_uniapi_fal.protocol.arguments import seconds
 from airflow_provider_uniapi_fal.protocol.dialects.base import Finished, Submitted
 from airflow_provider_uniapi_fal.protocol.dialects.openai_images import TIMEOUT
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
-from airflow_provider_uniapi_fal.protocol.job import JobResult, JobState
+from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult, JobState
 from airflow_provider_uniapi_fal.reporting import REQUEST_ID_KEY, failure_in_xcom
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ class OpenAIImagesOperator(SubmittingOperator):
             result, files = self._kept(record)
             context["ti"].xcom_push(key="result", value=result.to_json())
             if files is None:
-                files = self._landed(hook.of(handle), result)
+                files = self._landed(_for_landing(hook, handle), result)
                 self._keep(record, {"result": result.to_json(), "files": files})
                 metrics.delivered(result)
             self.delivered(context, ledger, record)
@@ -290,6 +291,16 @@ class OpenAIImagesOperator(SubmittingOperator):
         if not isinstance(loaded, dict):
             raise ValueError("it is no mapping")
         return loaded
+
+
+def _for_landing(hook: FalHook, handle: JobHandle) -> FalHook:
+    """Return the hook whose proxy and certificates fetch the pictures: the answer is kept, and no gateway is asked."""
+    own = hook.of(handle)
+    try:
+        _ = own.account
+    except AirflowNotFoundException:
+        return hook
+    return own
 
 
 def _not_kept(request_id: str, error: Exception) -> Failure:

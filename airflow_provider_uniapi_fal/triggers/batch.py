@@ -9,6 +9,7 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from contextvars import copy_context
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -481,6 +482,13 @@ class FalBatchTrigger(BaseTrigger):
         journal = await asyncio.to_thread(lambda: Journal.reading(ObjectStoragePath(self.journal)))
         learn_from(journal)
         since, said_at = time.time(), time.monotonic()
+        # Of its own: a store that is away is borne with for a minute, and the loop's threads are all triggers'.
+        writer, loop = ThreadPoolExecutor(1), asyncio.get_running_loop()
+
+        async def write(entries: list[Entry]) -> None:
+            # In this context, so that what the journal says of its store comes into this task's log.
+            await loop.run_in_executor(writer, copy_context().run, journal.write, entries)
+
         async with waits(say=_unsaid) as hub:
             watching = Watching(hub, settings, this_try)
             for state in still_running(journal):
@@ -504,7 +512,7 @@ class FalBatchTrigger(BaseTrigger):
                     if due <= time.time():
                         # What has ended by now, too, is not left to be asked for again.
                         entries = await watching.take(0.0, gather=0.0)
-                        await asyncio.to_thread(journal.write, entries)
+                        await write(entries)
                         if len(entries) == GATHER_MOST:
                             continue
                         return len(waiting_to_land(journal, this_try)), watching.running
@@ -520,8 +528,9 @@ class FalBatchTrigger(BaseTrigger):
                     )
                     if entries and work <= 0:
                         since = time.time()
-                    await asyncio.to_thread(journal.write, entries)
+                    await write(entries)
             finally:
+                writer.shutdown(wait=False)
                 await watching.close()
 
     def _say(self, line: str) -> None:

@@ -258,6 +258,15 @@ def test_the_columns_of_parquet_are_checked_as_a_heading_is(place: str, tmp_path
     assert row["cost; EUR"] == "2"
 
 
+def test_a_row_of_parquet_that_has_empty_cells_only_is_no_job_without_arguments(
+    place: str, tmp_path: Path
+) -> None:
+    parquet.write_table(pa.table({"key": ["one", None], "prompt": ["x", None]}), tmp_path / "rows.parquet")
+    rows = read_rows(written(place, "rows.parquet", (tmp_path / "rows.parquet").read_bytes()))
+    with pytest.raises(FalInputError, match="row 1 has empty cells only"):
+        checked(rows)
+
+
 @pytest.mark.parametrize("given", ["a prompt", "s3://bucket/rows.txt", {"arguments": {}}, 7, None])
 def test_what_is_no_list_and_no_file_is_refused(given: Any) -> None:
     with pytest.raises(FalInputError, match="a list of rows is needed"):

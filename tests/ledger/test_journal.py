@@ -100,6 +100,16 @@ def test_a_result_is_kept_with_its_data_uris_and_without_the_prompt(folder: Obje
     assert "not to be kept" not in segments(folder)[0].read_text()
 
 
+def test_what_cannot_be_written_at_all_leaves_no_gap_that_would_make_the_journal_unreadable(
+    folder: ObjectStoragePath,
+) -> None:
+    first = Journal.opened(folder, OWNER)
+    with pytest.raises(TypeError):
+        first.write([replace(entry("a"), landed={"files": object()})])
+    first.write([submitted("b")])
+    assert set(Journal.reading(folder).rows) == {"b"}
+
+
 def test_the_journal_of_another_run_is_refused_and_left_as_it_is(folder: ObjectStoragePath) -> None:
     Journal.opened(folder, OWNER).write([submitted("a")])
     with pytest.raises(FalInputError, match=r"run tonight of nights\.batch"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import hashlib
 import json
 import threading
 import time
@@ -1630,6 +1631,58 @@ def test_a_cleared_batch_with_another_connection_asks_that_of_the_jobs_that_were
     assert (posts(one), other.requests()) == (3, [])
     if readable:
         assert set(task.outcomes().values()) == {"succeeded"}
+
+
+def test_rows_that_wait_for_room_are_submitted_although_all_that_ran_have_failed(
+    start: Start, new: New
+) -> None:
+    emulator = start(run_seconds=0.3, faults=["job match=lighthouse failure=refused"])
+    task = new(requests=table(9), max_unfinished=3, land_after=0.5)
+    with pytest.raises(FalContentRefused):
+        task.run()
+    assert tally(task) == {"refused": 9}
+    assert posts(emulator) == 9
+
+
+def test_a_post_that_was_refused_does_not_hide_an_earlier_one_that_may_be_billed(
+    start: Start, blocking: New
+) -> None:
+    emulator = start(faults=["lost-reply on=submit times=1"])
+    task = blocking(requests=table(1), on_unknown_submit="resubmit")
+    with pytest.raises(FalError):
+        task.run()
+    emulator.add_fault("turned-away on=submit because=locked")
+    with pytest.raises(FalBalanceError) as raised:
+        task.next_try().run()
+    assert raised.value.failure.billed == "maybe"
+    assert emulator.account()["totals"]["posts_accepted"] == 1
+
+
+def test_a_row_that_an_earlier_manifest_gets_too_takes_no_place_of_the_file_that_the_other_batch_has_landed(
+    start: Start, tmp_path: Path
+) -> None:
+    emulator = start(run_seconds=0.0)
+
+    def batch(name: str, **options: Any) -> BatchTask:
+        path = f"file://{tmp_path}/{name}.jsonl"
+        place = f"file://{tmp_path}/all"
+        return BatchTask(place, run_id=name, manifest_path=path, **{**MODES["blocking"], **options})
+
+    batch("before").run(requests=[{**table(1)[0], "key": "another"}])
+    ours = batch("ours", skip_existing=[f"file://{tmp_path}/before.jsonl"])
+    emulator.add_fault("server-error on=media status=500")
+    with pytest.raises(FalError):
+        ours.run(requests=table(1, seed=7))
+    emulator.clear_faults()
+    batch("theirs").run(requests=table(1))
+    # As if the earlier batch had been cleared meanwhile, and had made the same row.
+    for suffix in ("jsonl", "summary.json"):
+        (tmp_path / f"theirs.{suffix}").replace(tmp_path / f"before.{suffix}")
+    [theirs] = json.loads((tmp_path / "before.jsonl").read_text())["files"]
+    ours.next_try().run(requests=table(1, seed=7))
+    landed = Path(theirs["path"].removeprefix("file://"))
+    assert hashlib.sha256(landed.read_bytes()).hexdigest() == theirs["sha256"]
+    assert posts(emulator) == 3
 
 
 def test_a_connection_that_is_gone_keeps_no_job_of_another_one_from_being_cancelled(

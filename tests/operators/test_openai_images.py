@@ -188,6 +188,21 @@ def test_an_answer_that_was_kept_counts_although_the_ledger_has_only_the_intent(
     assert posts(emulator) == 1
 
 
+def test_an_answer_that_was_kept_is_landed_although_its_connection_has_another_name_by_now(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start(**SMALL)
+    task = Task()
+    with monkeypatch.context() as patch:
+        killed_at(patch, "land")
+        with pytest.raises(Killed):
+            images(task, tmp_path)
+    monkeypatch.delenv("AIRFLOW_CONN_FAL_DEFAULT")
+    set_connection(monkeypatch, emulator.url, conn_id="fal_renamed")
+    assert images(task.next_try(), tmp_path, fal_conn_id="fal_renamed")
+    assert posts(emulator) == 1
+
+
 def test_an_answer_is_landed_through_the_connection_that_it_came_by(
     start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -269,6 +270,40 @@ def test_a_store_that_fails_for_a_while_ends_no_wait_and_holds_up_no_other_trigg
     assert steps(folder) == {"a": Step.SUCCEEDED, "b": Step.SUCCEEDED}
     assert len(waited) == journals.WRITE_ATTEMPTS - 1
     assert threading.main_thread() not in waited
+
+
+def test_a_store_that_is_away_takes_no_thread_in_which_the_loop_of_all_triggers_resolves_names(
+    start: Start, folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start(run_seconds=0.2)
+    submit(folder, "a")
+    put, away, back = journals._put, threading.Event(), threading.Event()
+
+    def hang(content: bytes, target: ObjectStoragePath) -> None:
+        away.set()
+        assert back.wait(60)
+        put(content, target)
+
+    monkeypatch.setattr(journals, "_put", hang)
+
+    async def run() -> list[Any]:
+        loop = asyncio.get_running_loop()
+        loop.set_default_executor(ThreadPoolExecutor(1))
+        events = asyncio.ensure_future(_all(trigger(folder)))
+        while not away.is_set():
+            assert not events.done()
+            await asyncio.sleep(0.01)
+        try:
+            await asyncio.wait_for(loop.getaddrinfo("localhost", 80), 30)
+        finally:
+            back.set()
+        return await events
+
+    assert len(asyncio.run(run())) == 1
+
+
+async def _all(watching: FalBatchTrigger) -> list[Any]:
+    return [event.payload async for event in watching.run()]
 
 
 def test_a_few_jobs_of_a_model_that_is_not_known_tell_when_to_look_at_the_others(

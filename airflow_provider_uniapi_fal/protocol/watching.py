@@ -246,7 +246,8 @@ def one_round(
         share_of_age=watch.share_of_age,
         jitter=jitter(),
     )
-    wait = max(min([wait, *(deadline - now for deadline in clocks.values())]), 0.0)
+    if clocks:
+        wait = max(min(wait, min(clocks.values()) - now), 0.0)
     return WaitMore(
         wait,
         min(max(watch.poke_interval or 0.0, retry_after or 0.0), wait),

@@ -183,17 +183,18 @@ class NonblockingTransport:
         patience = request.read_timeout or self.account.read_timeout
         if effect.brief:
             patience = min(patience, brief_seconds)
+        timeout = _timeout(self.account.connect_timeout, patience, of_all=effect.brief)
         try:
             url = self.account.url(request.family, request.path)
             headers = headers_for(self.account, request, url)
             if request.method == "POST":
                 # As in the blocking transport: a submit never goes over a connection that may be closing.
                 async with await self._open(force_close=True) as session:
-                    return await self._exchange(session, request, url, headers, patience)
+                    return await self._exchange(session, request, url, headers, timeout, patience)
             pool = self._session
             if pool is None or pool.closed:
                 pool = await self._opened()
-            return await self._exchange(pool, request, url, headers, patience)
+            return await self._exchange(pool, request, url, headers, timeout, patience)
         except Unsendable as error:
             return NotSent(str(error), permanent=True)
 
@@ -222,7 +223,6 @@ class NonblockingTransport:
             timeout=timeout,
             trust_env=False,
             cookie_jar=aiohttp.DummyCookieJar(),
-            skip_auto_headers=["Content-Type"],
             max_line_size=MAX_HEADER,
             max_field_size=MAX_HEADER,
         )
@@ -233,6 +233,7 @@ class NonblockingTransport:
         request: HttpRequest,
         url: str,
         headers: dict[str, str],
+        timeout: aiohttp.ClientTimeout,
         patience: float,
     ) -> Sent:
         proxy = self._proxy_for(url)
@@ -245,7 +246,9 @@ class NonblockingTransport:
                 json=request.json,
                 allow_redirects=False,
                 proxy=proxy,
-                timeout=_timeout(self.account.connect_timeout, patience),
+                timeout=timeout,
+                # aiohttp would call a body that is not there a stream of octets; to leave that out takes it time.
+                skip_auto_headers=None if request.method == "GET" else ["Content-Type"],
             ) as response:
                 if response.content.is_eof():
                     # Most replies are here with their headers; a clock for each would be a task for each.
@@ -301,9 +304,17 @@ async def pooled(account: GatewayAccount, max_body: int = MAX_BODY) -> AsyncIter
 
 
 @lru_cache
-def _timeout(connect_seconds: float, read_seconds: float | None) -> aiohttp.ClientTimeout:
-    # Waiting for a place in the pool is not the gateway's slowness: only the connection has a limit.
-    return aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds, sock_read=read_seconds)
+def _timeout(connect_seconds: float, seconds: float | None, *, of_all: bool = False) -> aiohttp.ClientTimeout:
+    """
+    Return the limits of a request.
+
+    :param seconds: in which the next bytes of its reply must come
+    :param of_all: in which all of it must come, which is one timer and not one for each read; what waits for a place in
+        the pool may not be told so, because that is not the gateway's slowness, but there are more places than looks
+    """
+    if of_all:
+        return aiohttp.ClientTimeout(total=seconds, sock_connect=connect_seconds)
+    return aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds, sock_read=seconds)
 
 
 def _as_it_is(url: str) -> URL:

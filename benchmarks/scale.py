@@ -39,8 +39,8 @@ SLOT_SECONDS_A_START = Figure(
     1.1, "a plain operator that is ended in its trigger, PostgreSQL, 2026-11-22; not of this provider"
 )
 EVENTS_A_SECOND = Figure(170.0, "one triggerer, PostgreSQL, 2026-11-22; not of this provider")
-POLLS_A_CPU_SECOND = Figure(4100.0, "1,000 waits by the hub over TLS: benchmarks/README.md")
-LOOKS_A_JOB = Figure(2.7, "a model that is known, 60 jobs of 20 s: benchmarks/README.md")
+POLLS_A_CPU_SECOND = Figure(6200.0, "1,000 waits by the hub over TLS: benchmarks/README.md")
+LOOKS_A_JOB = Figure(3.0, "a model that is known, 60 jobs of 20 s: benchmarks/README.md")
 
 FIGURES = {
     **{f"CPU seconds a job, {shape}": figure for shape, figure in CPU_SECONDS_A_JOB.items()},

@@ -25,7 +25,7 @@ from airflow_provider_uniapi_fal.protocol.dialects.base import (
 from airflow_provider_uniapi_fal.protocol.dialects.fal import STATES
 from airflow_provider_uniapi_fal.protocol.dialects.reading import Detail, number
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind, unknown_outcome
-from airflow_provider_uniapi_fal.protocol.job import JobState
+from airflow_provider_uniapi_fal.protocol.job import JobState, JobStatus
 from airflow_provider_uniapi_fal.protocol.messages import (
     Done,
     Flow,
@@ -48,6 +48,9 @@ if TYPE_CHECKING:
 
 
 Reading = TypeVar("Reading", bound="StatusReading | ResultReading")
+
+#: A reply of so many bytes is kept to know it again.
+LONGEST_KEPT = 2048
 
 
 def send(request: HttpRequest, *, brief: bool = False) -> Flow[Sent]:
@@ -125,17 +128,53 @@ class Resting:
         return effect.value
 
 
+class LastLook:
+    """The reply to the last look at a job that went on, and what it said: most replies say the same again."""
+
+    __slots__ = ("_body", "_http_status", "_status")
+
+    def __init__(self) -> None:
+        self._http_status = 0
+        self._body = b""
+        self._status: JobStatus | None = None
+
+    def said(self, reply: HttpReply) -> JobStatus | None:
+        """Return what a reply says if it is the last one again."""
+        return self._status if reply.body == self._body and reply.status == self._http_status else None
+
+    def keep(self, reply: HttpReply, reading: StatusReading) -> None:
+        """Keep a reply, unless it is long, as one with a log is, or calls for more than waiting."""
+        if isinstance(reading, JobStatus) and not reading.finished and len(reply.body) <= LONGEST_KEPT:
+            self._http_status, self._body, self._status = reply.status, reply.body, reading
+
+
 def look(
-    dialect: Dialect, handle: JobHandle, *, logs: bool, clock: Callable[[], float]
+    dialect: Dialect,
+    handle: JobHandle,
+    *,
+    logs: bool,
+    clock: Callable[[], float],
+    last: LastLook | None = None,
 ) -> Flow[StatusReading]:
-    """Ask once how a job is going."""
+    """
+    Ask once how a job is going.
+
+    :param last: what the last look at the same job brought, and takes what this one brings
+    """
     request = dialect.status_request(handle, logs=logs)
     if isinstance(request, Failure):
         return request
     sent = yield from send(request, brief=True)
     if not isinstance(sent, HttpReply):
         return LookAgain(_no_reply(sent))
-    return dialect.read_status(handle, sent, clock())
+    if last is None:
+        return dialect.read_status(handle, sent, clock())
+    again = last.said(sent)
+    if again is not None:
+        return again
+    reading = dialect.read_status(handle, sent, clock())
+    last.keep(sent, reading)
+    return reading
 
 
 def fetch(dialect: Dialect, handle: JobHandle, *, clock: Callable[[], float]) -> Flow[ResultReading]:

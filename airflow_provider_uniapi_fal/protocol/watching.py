@@ -51,6 +51,7 @@ _SETTINGS = (
     "by",
     "logs",
     "news",
+    "last",
 )
 
 
@@ -129,6 +130,7 @@ class Watch:
     said_at: float = 0.0
     seen_lines: list[str] = field(default_factory=list)
     news: list[str] = field(default_factory=list)
+    last: verbs.LastLook = field(default_factory=verbs.LastLook, repr=False, compare=False)
 
     def take_news(self) -> list[str]:
         """Return the lines for the task's log since the last call."""
@@ -188,7 +190,7 @@ def one_round(
     key_refused = False
     if watch.completed_at is None:
         if told is None:
-            seen = yield from verbs.look(dialect, handle, logs=watch.logs, clock=clock)
+            seen = yield from verbs.look(dialect, handle, logs=watch.logs, clock=clock, last=watch.last)
         else:
             seen = dialect.read_status(handle, told, clock())
         if isinstance(seen, Failure):
@@ -282,6 +284,8 @@ def stream_request(watch: Watch, dialect: Dialect) -> HttpRequest | None:
 
 def next_deadline(watch: Watch) -> float | None:
     """Return the first of the deadlines that count now, in seconds since the epoch; None if there is none."""
+    if watch.deadline is None and watch.queue_deadline is None:
+        return None
     return min(_running_clocks(watch).values(), default=None)
 
 

@@ -64,6 +64,11 @@ MAX_BODY_BYTES = 1024 * 1024
 #: Looks under way at once on one connection. The others wait for their turn.
 MAX_LOOKS_AT_ONCE = 100
 
+#: … and so many while none has waited for its turn for so many seconds: a gateway that answers at once needs no more,
+#: and the fewer are under way, the less there is for the collection of garbage to go over.
+FEW_LOOKS_AT_ONCE = 32
+TURN_SECONDS = 0.05
+
 #: A status has so many seconds, and its job's next one twice as many if it was not there by then.
 STATUS_SECONDS = 10.0
 
@@ -155,7 +160,7 @@ class Waits:
 
     def tell(self, watch: Watch) -> None:
         """Bring the news of a watch into the owner's log."""
-        for line in watch.take_news():
+        for line in watch.take_news() if watch.news else ():
             try:
                 self.context.run(self._say, line)
             except Exception as error:  # noqa: BLE001 - a log that cannot be written is not to touch a wait
@@ -333,16 +338,21 @@ class _Line:
         """Return the queue of which one may begin; None if none may."""
         first = self._overdue or self._due
         slow = self._slow if self._slow_looks < MAX_SLOW_LOOKS else None
-        if not (first and self._has_room(now)):
+        if not (first and self._has_room(first, now)):
             return slow or None
         if slow and first is self._due and next(iter(slow)).due_at < next(iter(first)).due_at:
             return slow
         return first
 
-    def _has_room(self, now: float) -> bool:
+    def _has_room(self, first: dict[_Wait, None], now: float) -> bool:
         """Whether one more look may be under way; if one has hung for long, it makes room."""
         if len(self._looks) < MAX_LOOKS_AT_ONCE:
-            return True
+            turn = (
+                -math.inf if len(self._looks) < FEW_LOOKS_AT_ONCE else next(iter(first)).due_at + TURN_SECONDS
+            )
+            if now < turn:
+                self._pause_until(turn)
+            return now >= turn
         if self._slow_looks >= MAX_SLOW_LOOKS:
             return False
         oldest, begun = next(iter(self._looks.items()))
@@ -382,7 +392,7 @@ class _Line:
             self._looks[wait] = now
         if wait.follows is Trust.TRIAL:
             self._known.streams.tries()
-        look = wait.look = wait.owner.context.run(asyncio.ensure_future, self._look(wait))
+        look = wait.look = wait.owner.context.run(self._loop.create_task, self._look(wait))
         # Not at the end of the coroutine: one that is cancelled at once never begins.
         look.add_done_callback(lambda _: self._has_looked(wait, look))
 

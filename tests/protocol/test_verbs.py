@@ -9,9 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from airflow_provider_uniapi_fal.protocol import retrying, verbs
-from airflow_provider_uniapi_fal.protocol.dialects.base import CancelOutcome, LookAgain, Submitted
+from airflow_provider_uniapi_fal.protocol.dialects.base import (
+    CancelOutcome,
+    LookAgain,
+    StatusReading,
+    Submitted,
+)
+from airflow_provider_uniapi_fal.protocol.dialects.fal import FalDialect
 from airflow_provider_uniapi_fal.protocol.errors import FailureKind
-from airflow_provider_uniapi_fal.protocol.job import JobResult, JobState, JobStatus
+from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult, JobState, JobStatus
 from airflow_provider_uniapi_fal.protocol.messages import (
     Flow,
     HttpReply,
@@ -232,3 +238,56 @@ def test_the_probe_tells_key_address_balance_and_network_apart(
 def test_a_status_is_read_whole() -> None:
     found, _ = converse(asking, reply({"status": "COMPLETED", "metrics": {"inference_time": 2.5}}))
     assert found == JobStatus(JobState.SUCCEEDED, "COMPLETED", inference_time=2.5)
+
+
+class Counting(FalDialect):
+    """Counts what it reads."""
+
+    def __init__(self) -> None:
+        self.read = 0
+
+    def read_status(self, handle: JobHandle, reply: HttpReply, now: float) -> StatusReading:
+        self.read += 1
+        return super().read_status(handle, reply, now)
+
+
+def looks(dialect: FalDialect, answers: list[HttpReply], last: verbs.LastLook | None) -> list[StatusReading]:
+    def asking(talk: Conversation) -> Flow[StatusReading]:
+        return verbs.look(dialect, HANDLE, logs=False, clock=talk.clock, last=last)
+
+    return [converse(asking, answer)[0] for answer in answers]
+
+
+RUNS = reply({"status": "IN_PROGRESS"}, 202)
+STATUSES = [
+    RUNS,
+    reply({"status": "IN_PROGRESS"}, 500),
+    reply({"status": "IN_QUEUE", "queue_position": 3}, 202),
+    reply({"status": "IN_QUEUE", "queue_position": 2}, 202),
+    reply({"status": "BORED"}),
+    reply({"status": "COMPLETED"}),
+    HttpReply(202, {}, b"", oversized=True),
+    reply(b""),
+    DOWN,
+    BUSY,
+    GONE,
+]
+
+
+@given(st.lists(st.sampled_from(STATUSES), max_size=8))
+def test_what_the_last_look_brought_changes_no_reading(answers: list[HttpReply]) -> None:
+    assert looks(DIALECT, answers, verbs.LastLook()) == looks(DIALECT, answers, None)
+
+
+def test_a_reply_that_says_the_same_again_is_read_once() -> None:
+    dialect = Counting()
+    looks(dialect, [RUNS, RUNS, DOWN, RUNS], verbs.LastLook())
+    assert dialect.read == 2
+
+
+def test_a_long_reply_is_not_kept() -> None:
+    """Ten thousand waits keep as many replies."""
+    dialect = Counting()
+    long = reply({"status": "IN_PROGRESS", "logs": [{"message": "step " * verbs.LONGEST_KEPT}]}, 202)
+    looks(dialect, [long, long], verbs.LastLook())
+    assert dialect.read == 2

@@ -161,6 +161,31 @@ def test_no_more_looks_are_under_way_than_the_bound_and_none_is_starved(
         assert server.connections <= 4
 
 
+def test_few_looks_are_under_way_while_none_waits_long_for_its_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "FEW_LOOKS_AT_ONCE", 3)
+    monkeypatch.setattr(hub, "TURN_SECONDS", 600.0)
+    with ScriptedServer(lambda call: call.json(DONE)) as server:
+        set_connection(monkeypatch, server.url)
+        ends = waited(*(named(number) for number in range(60)))
+        assert all(isinstance(end, JobResult) for end in ends.values())
+        assert server.connections <= 3
+
+
+def test_a_slow_gateway_is_asked_by_more_looks_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "FEW_LOOKS_AT_ONCE", 3)
+    together = threading.Barrier(20)
+
+    def answer(call: Exchange) -> None:
+        if call.path.endswith("/status"):
+            together.wait(30)  # none is answered before twenty have asked
+        call.json(DONE)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        ends = waited(*(named(number) for number in range(20)))
+        assert all(isinstance(end, JobResult) for end in ends.values())
+
+
 @pytest.mark.parametrize("hanging", [12, 60])
 def test_jobs_whose_looks_hang_keep_no_other_from_being_looked_at(
     monkeypatch: pytest.MonkeyPatch, hanging: int

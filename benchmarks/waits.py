@@ -120,8 +120,9 @@ LOOPS = {
     "plain triggers in Airflow's runner": by_plain_triggers,
 }
 
-#: So often a way is measured, in turns with the others: costs that are near each other differ less than single runs do.
-ROUNDS = {"hub": 5, "bare loop": 5}
+#: So often these ways are measured, in turns: costs that are near each other differ less than single runs do.
+ROUNDS = 5
+IN_TURNS = ("hub", "bare loop")
 
 #: Of the first ways, the one whose CPU is compared with the second one's.
 COMPARED = (
@@ -337,7 +338,7 @@ def _per_poll(told: dict[str, float], emulator: EmulatorProcess, count: int) -> 
     }
 
 
-def measure_loops(count: int, seconds: float, in_memory: int) -> dict[str, Any]:
+def measure_loops(count: int, seconds: float, in_memory: int, turns: int = ROUNDS) -> dict[str, Any]:
     """Measure CPU and memory with jobs that never end."""
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -347,9 +348,9 @@ def measure_loops(count: int, seconds: float, in_memory: int) -> dict[str, Any]:
         jobs = Path(folder) / "jobs.json"
         jobs.write_text(json.dumps(_submit(emulator, count)))
         rounds: dict[str, list[dict[str, float]]] = {way: [] for way in LOOPS}
-        for number in range(max(ROUNDS.values())):
+        for number in range(turns):
             for way in LOOPS:
-                if number < ROUNDS.get(way, 1):
+                if number == 0 or way in IN_TURNS:
                     told = _in_a_process(emulator, way, str(jobs), str(seconds))
                     rounds[way].append(_per_poll(told, emulator, count))
                     print(way, rounds[way][-1], flush=True)
@@ -417,7 +418,11 @@ def main() -> None:
         _inside(options.inside)
         return
     if options.short:
-        found = {**measure_loops(50, 2.0, 200), **measure_at_once(50, 2.0), **measure_known(1.5, 5, 5)}
+        found = {
+            **measure_loops(50, 2.0, 200, turns=1),
+            **measure_at_once(50, 2.0),
+            **measure_known(1.5, 5, 5),
+        }
     else:
         found = {
             **measure_loops(1000, 20.0, 10_000),

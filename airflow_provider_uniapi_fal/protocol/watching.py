@@ -106,6 +106,7 @@ class Watch:
     :param first_position: that position
     :param path: which of the job's alternative paths answers
     :param unclear: answers without meaning, in a row
+    :param last: the last look in this process
     """
 
     handle: JobHandle

@@ -65,7 +65,7 @@ MAX_BODY_BYTES = 1024 * 1024
 MAX_LOOKS_AT_ONCE = 100
 
 #: … and so many while none has waited for its turn for so many seconds: a gateway that answers at once needs no more,
-#: and the fewer are under way, the less there is for the collection of garbage to go over.
+#: and a look costs somewhat less over few connections than over many.
 FEW_LOOKS_AT_ONCE = 32
 TURN_SECONDS = 0.05
 

@@ -2,8 +2,8 @@
 The waits of a triggerer: however many there are, they share what they need.
 
 All waits of one connection on one event loop stand in one line. The line has one pooled session, a bound on the
-looks under way, and one pace: when the gateway answers 429, all slow down. A wait that is not being looked at is a
-timer, not a task: ten thousand cost little.
+looks under way, and one pace: when the gateway answers 429, all slow down. A wait that is not being looked at is an
+alarm, not a task: ten thousand cost little.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ from airflow_provider_uniapi_fal.protocol.watching import (
     next_deadline,
 )
 from airflow_provider_uniapi_fal.transport.settings import NoStream
+from airflow_provider_uniapi_fal.triggers.alarms import Alarms
 
 if TYPE_CHECKING:
     from airflow_provider_uniapi_fal.protocol.messages import Sent
@@ -184,9 +185,10 @@ class Waits:
 
 
 class _Wait:
-    """One wait in its line: a timer until its look is due, a task while it is looked at."""
+    """One wait in its line: an alarm until its look is due, a task while it is looked at."""
 
     __slots__ = (
+        "alarm",
         "dropped",
         "due_at",
         "follows",
@@ -198,7 +200,6 @@ class _Wait:
         "polls",
         "refused_at",
         "slow",
-        "timer",
         "unread",
         "watch",
     )
@@ -207,7 +208,7 @@ class _Wait:
         self.watch = watch
         self.owner = owner
         self.line = line
-        self.timer: asyncio.TimerHandle | None = None
+        self.alarm: int | None = None
         self.look: asyncio.Task[RoundEnd] | None = None
         self.follows = Trust.NONE
         self.polls = False  # whether its next look is a poll, because its stream came to nothing
@@ -218,11 +219,6 @@ class _Wait:
         self.patience = STATUS_SECONDS
         self.slow = False  # whether its last look got no reply for long
         self.dropped = False
-
-    def stop_timer(self) -> None:
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
 
 
 class _Unread(Exception):
@@ -244,6 +240,7 @@ class _Line:
         self._overdue: dict[_Wait, None] = {}
         self._due: dict[_Wait, None] = {}
         self._slow: dict[_Wait, None] = {}
+        self._alarms: Alarms[_Wait] = Alarms(self._is_due)
         #: The looks under way with the times at which they began, and how many there are besides that hang.
         self._looks: dict[_Wait, float] = {}
         self._slow_looks = 0
@@ -269,7 +266,7 @@ class _Line:
 
     def dismiss(self, wait: _Wait) -> asyncio.Task[RoundEnd] | None:
         """Drop a wait; return its look, cancelled, if one is under way."""
-        wait.stop_timer()
+        self._stop_alarm(wait)
         wait.dropped = True
         if wait.look is not None:
             wait.look.cancel()
@@ -285,35 +282,37 @@ class _Line:
         if self.owners or lines.get(self._fal_conn_id) is not self:
             return
         del lines[self._fal_conn_id]
+        self._alarms.close()
         for handle in (self._turn, self._pause):
             if handle is not None:
                 handle.cancel()
         await self._lent.aclose()
 
     def _look_after(self, wait: _Wait, seconds: float) -> None:
-        wait.timer = self._loop.call_later(seconds, self._is_due, wait)
+        wait.alarm = self._alarms.set(wait, self._loop.time() + seconds)
+
+    def _stop_alarm(self, wait: _Wait) -> None:
+        if wait.alarm is not None:
+            self._alarms.take_back(wait.alarm)
+            wait.alarm = None
 
     def _is_due(self, wait: _Wait) -> None:
-        wait.timer = None
+        """Let a wait stand in a queue, or its time end while it does."""
+        wait.alarm = None
         deadline = next_deadline(wait.watch)
         left = math.inf if deadline is None else deadline - time.time()
-        if left <= 0:
-            self._is_over(wait)
-            return
-        wait.due_at = self._loop.time()
-        (self._slow if wait.slow else self._due)[wait] = None
+        queue = self._overdue if left <= 0 else self._slow if wait.slow else self._due
+        if queue is self._overdue:
+            self._slow.pop(wait, None)
+            self._due.pop(wait, None)
+            wait.slow = False
+        if wait not in queue:
+            wait.due_at = self._loop.time()
+            queue[wait] = None
         self._serve()
         # A pause, however long, does not hold up the end of its time.
-        if left < math.inf and wait.look is None:
-            wait.timer = self._loop.call_later(left, self._is_over, wait)
-
-    def _is_over(self, wait: _Wait) -> None:
-        wait.timer = None
-        for queue in (self._due, self._slow):
-            queue.pop(wait, None)
-        wait.slow = False
-        self._overdue[wait] = None
-        self._serve()
+        if 0 < left < math.inf and wait.look is None:
+            self._look_after(wait, left)
 
     def _serve(self) -> None:
         """Begin the looks that are due, as many as may be under way, and no faster than the pace allows."""
@@ -381,7 +380,7 @@ class _Line:
         self._serve()
 
     def _begin(self, wait: _Wait, now: float) -> None:
-        wait.stop_timer()
+        self._stop_alarm(wait)
         self._known.pace.started(now)
         wait.follows = Trust.NONE if wait.polls else self._trust(wait)
         if wait.follows is not Trust.NONE:

@@ -189,29 +189,20 @@ class Seen:
 def next_look(
     seen: Seen,
     *,
-    poke_interval: float | None,
-    retry_after: float | None = None,
     usual: Usual | None = None,
     share_of_age: float = SHARE_OF_AGE,
     jitter: float,
 ) -> float:
     """
-    Return the seconds until the next look.
-
-    A fixed ``poke_interval`` is kept. A server that asks for patience by Retry-After gets it, up to a minute.
+    Return the seconds until the next look at a job without a fixed interval.
 
     :param seen: what is known of the job
-    :param poke_interval: seconds between looks, or None for adaptive
-    :param retry_after: seconds that the server asked to wait
     :param usual: how long jobs of its model take, if that is known
     :param share_of_age: of an unknown model, the seconds between looks as a share of the job's age
-    :param jitter: a random number from 0 to 1; spreads adaptive looks so that jobs submitted together do
+    :param jitter: a random number from 0 to 1; spreads looks so that jobs submitted together do
         not ask together
     """
-    wait = poke_interval
-    if wait is None:
-        wait = _unknown(seen, share_of_age, jitter) if usual is None else _known(seen, usual, jitter)
-    return max(wait, retry_after or 0.0)
+    return _unknown(seen, share_of_age, jitter) if usual is None else _known(seen, usual, jitter)
 
 
 def first_look(seen: Seen, usual: Usual | None, *, jitter: float) -> float:

@@ -53,9 +53,13 @@ Reading = TypeVar("Reading", bound="StatusReading | ResultReading")
 LONGEST_KEPT = 2048
 
 
-def send(request: HttpRequest, *, brief: bool = False) -> Flow[Sent]:
+def send(request: HttpRequest) -> Flow[Sent]:
     """Send one request and return what came of it."""
-    sent = yield Send(request, brief)
+    return (yield from _sent(Send(request)))
+
+
+def _sent(effect: Send) -> Flow[Sent]:
+    sent = yield effect
     assert sent is not None, "a driver answers Send with what came back"  # noqa: S101
     return sent
 
@@ -107,6 +111,11 @@ def submit(
     return reading
 
 
+def _question(dialect: Dialect, handle: JobHandle, *, logs: bool) -> Send | Failure:
+    request = dialect.status_request(handle, logs=logs)
+    return request if isinstance(request, Failure) else Send(request, brief=True)
+
+
 class Resting:
     """
     Knows of a submit whether it rests, which it does only when its last post provably was not accepted.
@@ -129,14 +138,24 @@ class Resting:
 
 
 class LastLook:
-    """The reply to the last look at a job that went on, and what it said: most replies say the same again."""
+    """The last look at a job that went on: most looks ask the same again, and most replies say the same again."""
 
-    __slots__ = ("_body", "_http_status", "_status")
+    __slots__ = ("_body", "_http_status", "_logs", "_of", "_question", "_status")
 
     def __init__(self) -> None:
+        self._of: JobHandle | None = None
+        self._logs = False
+        self._question: Send | Failure | None = None
         self._http_status = 0
         self._body = b""
         self._status: JobStatus | None = None
+
+    def question(self, dialect: Dialect, handle: JobHandle, *, logs: bool) -> Send | Failure:
+        """Return what is to be sent to ask how a job is going, or the failure that there is no asking."""
+        # An equal handle is compared in more time than it takes to put the question anew.
+        if self._question is None or self._of is not handle or self._logs is not logs:
+            self._of, self._logs, self._question = handle, logs, _question(dialect, handle, logs=logs)
+        return self._question
 
     def said(self, reply: HttpReply) -> JobStatus | None:
         """Return what a reply says if it is the last one again."""
@@ -161,10 +180,10 @@ def look(
 
     :param last: what the last look at the same job brought, and takes what this one brings
     """
-    request = dialect.status_request(handle, logs=logs)
-    if isinstance(request, Failure):
-        return request
-    sent = yield from send(request, brief=True)
+    question = (_question if last is None else last.question)(dialect, handle, logs=logs)
+    if isinstance(question, Failure):
+        return question
+    sent = yield from _sent(question)
     if not isinstance(sent, HttpReply):
         return LookAgain(_no_reply(sent))
     if last is None:

@@ -239,16 +239,14 @@ def one_round(
     late = next((kind for kind, deadline in clocks.items() if now >= deadline), None)
     if late is not None:
         return (yield from _end_late(watch, dialect, handle, late, clock=clock))
-    usual = None if experience is None else experience.usual(watch.handle.model, now=now)
-    wait = cadence.next_look(
-        _seen(watch, now),
-        poke_interval=watch.poke_interval,
-        retry_after=retry_after,
+    wait = watch.poke_interval
+    if wait is None:
         # A gateway that gives no clear answers is not asked closely.
-        usual=usual if clear else None,
-        share_of_age=watch.share_of_age,
-        jitter=jitter(),
-    )
+        usual = experience.usual(watch.handle.model, now=now) if experience is not None and clear else None
+        wait = cadence.next_look(
+            _seen(watch, now), usual=usual, share_of_age=watch.share_of_age, jitter=jitter()
+        )
+    wait = max(wait, retry_after or 0.0)
     if clocks:
         wait = max(min(wait, min(clocks.values()) - now), 0.0)
     return WaitMore(

@@ -26,18 +26,12 @@ seens = st.builds(
 )
 
 
-@given(seens, st.none() | st.floats(0, 1e5), st.none() | st.floats(0, 3600), usuals, st.floats(0, 1))
-def test_looks_keep_a_fixed_interval_are_bounded_without_and_never_earlier_than_asked(
-    seen: Seen, poke_interval: float | None, asked: float | None, usual: Usual | None, jitter: float
-) -> None:
-    wait = next_look(seen, poke_interval=poke_interval, retry_after=asked, usual=usual, jitter=jitter)
-    assert wait >= (asked or 0)
-    if asked is None and poke_interval is not None:
-        assert wait == poke_interval
-    if asked is None and poke_interval is None:
-        assert 0 < wait <= 1.05 * cadence.LONGEST_REST
-        if usual is None:
-            assert 0.95 * cadence.SHORTEST <= wait <= 1.05 * cadence.LONGEST
+@given(seens, usuals, st.floats(0, 1))
+def test_the_time_between_looks_is_bounded(seen: Seen, usual: Usual | None, jitter: float) -> None:
+    wait = next_look(seen, usual=usual, jitter=jitter)
+    assert 0 < wait <= 1.05 * cadence.LONGEST_REST
+    if usual is None:
+        assert 0.95 * cadence.SHORTEST <= wait <= 1.05 * cadence.LONGEST
 
 
 @given(st.floats(0, 1e6), st.floats(0, 1e6), st.floats(0, 1))
@@ -45,7 +39,7 @@ def test_an_older_job_of_an_unknown_model_is_looked_at_no_more_often(
     age: float, older: float, jitter: float
 ) -> None:
     def look(age: float) -> float:
-        return next_look(Seen(age), poke_interval=None, jitter=jitter)
+        return next_look(Seen(age), jitter=jitter)
 
     assert look(min(age, older)) <= look(max(age, older))
 
@@ -74,7 +68,7 @@ def test_memory_is_bounded_and_nothing_learned_breaks_a_decision(
     for model, total, running, ended in jobs:
         experience.learn(f"model-{model}", total=total, running=running, ended=ended)
         usual = experience.usual(f"model-{model}", now=NOW)
-        assert 0 < next_look(Seen(3.0), poke_interval=None, usual=usual, jitter=0.5) <= 63
+        assert 0 < next_look(Seen(3.0), usual=usual, jitter=0.5) <= 63
     assert len(experience._lessons) <= cadence.MODELS_REMEMBERED
     assert all(len(each.jobs) <= cadence.JOBS_REMEMBERED for each in experience._lessons.values())
 
@@ -122,20 +116,18 @@ def test_a_model_is_known_after_a_few_jobs_only() -> None:
 def test_an_overdue_job_that_was_never_seen_in_the_queue_is_not_taken_for_one_that_has_just_begun() -> None:
     usual = Usual.of((seconds, seconds) for seconds in range(18, 23))
     overdue = Seen(22.2, running_since=19.0)
-    assert next_look(overdue, poke_interval=None, usual=usual, jitter=0.5) < 2.0
+    assert next_look(overdue, usual=usual, jitter=0.5) < 2.0
 
 
 def test_whoever_is_to_tell_of_all_others_is_looked_at_more_closely() -> None:
-    closely = next_look(Seen(20.0), poke_interval=None, share_of_age=0.1, jitter=0.5)
+    closely = next_look(Seen(20.0), share_of_age=0.1, jitter=0.5)
     assert closely == pytest.approx(2.0)
-    assert next_look(Seen(20.0), poke_interval=None, jitter=0.5) > 3 * closely
+    assert next_look(Seen(20.0), jitter=0.5) > 3 * closely
 
 
 def test_far_back_in_the_queue_it_is_looked_at_less_often() -> None:
     near, far = Seen(5.0, pending_until=5.0), Seen(5.0, pending_until=5.0, seconds_to_start=20.0)
-    assert next_look(far, poke_interval=None, jitter=0.5) > 4 * next_look(
-        near, poke_interval=None, jitter=0.5
-    )
+    assert next_look(far, jitter=0.5) > 4 * next_look(near, jitter=0.5)
 
 
 ABOUT_20 = Usual.of((20.5 + tenths / 10, 20.0 + tenths / 10) for tenths in range(-20, 21))
@@ -147,7 +139,7 @@ AFTER_A_QUEUE = Usual.of((130.0 + tenths / 10, 20.0 + tenths / 10) for tenths in
 def test_a_job_that_was_seen_in_the_queue_is_looked_at_when_it_can_have_run_and_however_long_others_were_queued(
     usual: Usual, jitter: float
 ) -> None:
-    wait = next_look(Seen(40.0, pending_until=40.0), poke_interval=None, usual=usual, jitter=jitter)
+    wait = next_look(Seen(40.0, pending_until=40.0), usual=usual, jitter=jitter)
     assert 18 <= wait <= 19.5
 
 
@@ -155,19 +147,19 @@ def test_a_job_that_was_seen_in_the_queue_is_looked_at_when_it_can_have_run_and_
 def test_a_queue_that_others_have_met_may_be_gone(jitter: float) -> None:
     assert cadence.first_look(Seen(0.0), AFTER_A_QUEUE, jitter=jitter) <= 20.5
     running = Seen(20.0, running_since=20.0)
-    assert next_look(running, poke_interval=None, usual=AFTER_A_QUEUE, jitter=jitter) < 1.5
+    assert next_look(running, usual=AFTER_A_QUEUE, jitter=jitter) < 1.5
 
 
 def test_a_job_that_runs_at_its_first_look_is_held_against_those_that_can_have_been_queued_as_long() -> None:
     mixed = Usual.of([*((35.0 + n / 10, 20.0) for n in range(20)), *((130.0 + n, 20.0) for n in range(20))])
     running = Seen(20.0, running_since=20.0)
-    assert 34 <= 20 + next_look(running, poke_interval=None, usual=mixed, jitter=0.5) <= 37
+    assert 34 <= 20 + next_look(running, usual=mixed, jitter=0.5) <= 37
 
 
 def test_a_queue_that_falls_is_followed_until_the_job_starts() -> None:
     def look(seconds_to_start: float) -> float:
         seen = Seen(40.0, pending_until=40.0, seconds_to_start=seconds_to_start)
-        return next_look(seen, poke_interval=None, usual=ABOUT_20, jitter=0.5)
+        return next_look(seen, usual=ABOUT_20, jitter=0.5)
 
     assert look(60.0) == pytest.approx(45.0)
     # Who sees it start, knows when it ends.
@@ -177,14 +169,14 @@ def test_a_queue_that_falls_is_followed_until_the_job_starts() -> None:
 
 def test_in_a_queue_that_does_not_tell_a_short_job_is_not_asked_for_at_every_moment() -> None:
     short = Usual.of([(2.0, 2.0)] * 10)
-    assert next_look(Seen(60.0, pending_until=60.0), poke_interval=None, usual=short, jitter=0.5) >= 10
+    assert next_look(Seen(60.0, pending_until=60.0), usual=short, jitter=0.5) >= 10
 
 
 def test_where_jobs_are_either_short_or_long_one_is_looked_at_once_more_before_the_long_ones() -> None:
     either = Usual.of([*((5.0 + n / 100, 5.0) for n in range(20)), *((120.0 + n, 120.0) for n in range(20))])
     age, looks = 5.2, []
     while age < 119:
-        age += next_look(Seen(age, running_since=4.9), poke_interval=None, usual=either, jitter=0.5)
+        age += next_look(Seen(age, running_since=4.9), usual=either, jitter=0.5)
         looks.append(age)
     assert looks[0] <= 1.37 * 5.2
     assert len(looks) <= 3

@@ -26,7 +26,6 @@ from airflow_provider_uniapi_fal.protocol.messages import (
     Sleep,
 )
 from airflow_provider_uniapi_fal.protocol.origin import GatewayAccount
-from airflow_provider_uniapi_fal.protocol.verbs import send
 from airflow_provider_uniapi_fal.transport.blocking import BlockingTransport
 from airflow_provider_uniapi_fal.transport.nonblocking import NonblockingTransport, pooled
 from tests.transport.servers import (
@@ -579,10 +578,13 @@ def test_a_reply_that_should_come_at_once_has_less_time_if_the_caller_says_so(
         raw(SLOW_HEAD + b"Content-Length: 30\r\n\r\n", *[bytes([each]) for each in body], pause=0.05)
     )
 
+    def asking() -> Flow[Sent | None]:
+        return (yield Send(GET, brief))
+
     async def use() -> Any:
         transport = NonblockingTransport(account_at(server.url, read_timeout=read_timeout))
         try:
-            return await transport.run(send(GET, brief=brief), brief_seconds=brief_seconds)
+            return await transport.run(asking(), brief_seconds=brief_seconds)
         finally:
             await transport.close()
 

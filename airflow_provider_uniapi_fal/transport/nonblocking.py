@@ -46,6 +46,9 @@ T = TypeVar("T")
 #: Requests under way at once from one event loop to one account: more than looks, so that none waits for a place.
 MAX_CONNECTIONS = 250
 
+#: Addresses that are kept as aiohttp takes them apart, about 1 KB each: a triggerer has 1,000 triggers by default.
+MAX_ADDRESSES = 4096
+
 #: fal's headers may have 16 KB together; a reply is not to be lost because one of them is long.
 MAX_HEADER = 65536
 
@@ -317,6 +320,7 @@ def _timeout(connect_seconds: float, seconds: float | None, *, of_all: bool = Fa
     return aiohttp.ClientTimeout(total=None, sock_connect=connect_seconds, sock_read=seconds)
 
 
+@lru_cache(maxsize=MAX_ADDRESSES)
 def _as_it_is(url: str) -> URL:
     """Return an address whose path is made of plain segments: there is nothing to encode, in none of thousand polls."""
     return URL(url, encoded=True)

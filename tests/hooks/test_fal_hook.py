@@ -35,6 +35,7 @@ from airflow_provider_uniapi_fal.exceptions import (
     error_of,
 )
 from airflow_provider_uniapi_fal.hooks.fal import FalHook
+from airflow_provider_uniapi_fal.protocol.cadence import Experience
 from airflow_provider_uniapi_fal.protocol.dialects.base import CancelOutcome, Submitted
 from airflow_provider_uniapi_fal.protocol.errors import Failure, FailureKind
 from airflow_provider_uniapi_fal.protocol.job import JobHandle, JobResult, JobState
@@ -637,6 +638,7 @@ def test_a_worker_looks_closely_before_it_hands_a_job_on_and_not_once_more_at_th
     clock = SimpleNamespace(monotonic=lambda: now, sleep=sleep, time=lambda: job.submitted_at + now)
     monkeypatch.setattr("airflow_provider_uniapi_fal.hooks.fal.time", clock)
     monkeypatch.setattr(FalHook, "one_round", look)
+    monkeypatch.setattr("airflow_provider_uniapi_fal.hooks.fal.EXPERIENCE", Experience())
     end = FalHook().watch_for(Watch(job), 6.0, lambda line: None)
     assert isinstance(end, WaitMore)
     assert looks == pytest.approx([1.5, 3.05, 4.5, 5.15, 5.8], abs=0.02)

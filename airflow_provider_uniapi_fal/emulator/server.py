@@ -333,7 +333,7 @@ def recorder(gateway: Gateway, verbose: Callable[[str], None] | None) -> Any:
             status = error.status
             raise
         except ConnectionError:  # the client has gone
-            raise
+            response = NoAnswer()
         except Exception:
             status = 500
             raise

@@ -69,6 +69,22 @@ def test_a_stream_can_be_cut_off_or_fall_silent_after_the_first_event(start: Sta
         stream(client, client.submit(), seconds=0.5)
 
 
+def test_a_client_that_leaves_its_stream_is_no_error(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    emulator, client = start(run_seconds=60.0, stream="offered", comment_seconds=0.02)
+    with requests.get(
+        f"{client.url}/fal-ai/flux/requests/{client.submit()}/status/stream",
+        headers={"Authorization": f"Key {KEY}"},
+        stream=True,
+        timeout=20,
+    ) as reply:
+        next(reply.iter_content(1))
+    give_up = time.monotonic() + 20
+    while "closed" not in emulator.account()["totals"]["replies_by_status"] and time.monotonic() < give_up:
+        time.sleep(0.01)
+    assert emulator.account()["totals"]["replies_by_status"]["closed"] == 1
+    assert [record.getMessage() for record in caplog.records] == []
+
+
 def test_every_answer_can_be_late(start: Start) -> None:
     _, client = start(latency=0.2, latency_spread=0.1)
     began = time.monotonic()

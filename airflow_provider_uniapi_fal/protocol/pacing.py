@@ -7,7 +7,7 @@ import math
 from airflow_provider_uniapi_fal.protocol import retrying
 
 #: Requests a second after a refusal: of those that were answered just before, but at least the first of these when no
-#: rate was kept yet, and never less than the second.
+#: rate was kept yet, no less than SHARE of the rate that was kept otherwise, and never less than the second.
 FIRST_RATE = 10.0
 SLOWEST_RATE = 0.5
 
@@ -116,9 +116,15 @@ class Pace:
         return max(self._rate * (1.0 + (1.0 - SHARE) * way**3), SLOWEST_RATE)
 
     def _refused_rate(self, now: float) -> float:
-        """Return the requests a second that were too many: as many were answered, most likely."""
+        """
+        Return the requests a second that were too many: as many were answered, most likely.
+
+        Soon after another refusal few were asked at all. What is answered then says little, so of a rate that was kept
+        only a share is taken at a time.
+        """
         allowed = self._allowed(now)
         seconds = max(now - self._counting_since, 1.0)
         left = self._answers * math.exp(min(self._answer_at - now, 0.0) / LATELY)
         answered = left / (LATELY * -math.expm1(-seconds / LATELY))
-        return min(allowed, max(answered, FIRST_RATE if math.isinf(allowed) else SLOWEST_RATE))
+        least = FIRST_RATE if math.isinf(allowed) else max(SHARE * allowed, SLOWEST_RATE)
+        return min(allowed, max(answered, least))

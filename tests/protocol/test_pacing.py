@@ -176,3 +176,23 @@ def test_after_a_trouble_that_has_passed_all_are_soon_as_fast_as_before(seconds:
     again = trouble[1] + 45 + 30
     assert crowd.answered_a_second(again, again + 10) > 0.95 * before
     assert crowd.share_refused(again, NOW + 400) == 0.0
+
+
+def test_refusals_among_few_answers_do_not_throw_away_what_was_answered_before() -> None:
+    """A gateway that refuses one kind of calls for a while, and answers all others."""
+    pace, now = Pace(), NOW
+    for _ in range(200):
+        now += 0.05
+        pace.started(now)
+        pace.answered(now + 0.01, started_at=now)
+    for _ in range(5):
+        now = pace.may_start_at(now)
+        pace.started(now)
+        pace.answered(now + 0.01, started_at=now)
+        now = pace.may_start_at(now + 0.02)
+        pace.started(now)
+        refused(pace, now + 0.01, started_at=now, retry_after=1.0)
+    now = pace.may_start_at(now) + 10
+    pace.started(now)
+    pace.answered(now, started_at=now)
+    assert pace.may_start_at(now) - now < 1 / (0.9 * 20 * pacing.SHARE**8)

@@ -345,10 +345,10 @@ class _Line:
 
     def _has_room(self, first: dict[_Wait, None], now: float) -> bool:
         """Whether one more look may be under way; if one has hung for long, it makes room."""
+        if len(self._looks) < min(FEW_LOOKS_AT_ONCE, MAX_LOOKS_AT_ONCE):
+            return True
         if len(self._looks) < MAX_LOOKS_AT_ONCE:
-            turn = (
-                -math.inf if len(self._looks) < FEW_LOOKS_AT_ONCE else next(iter(first)).due_at + TURN_SECONDS
-            )
+            turn = next(iter(first)).due_at + TURN_SECONDS
             if now < turn:
                 self._pause_until(turn)
             return now >= turn

@@ -76,7 +76,7 @@ define benchmarks
 	done; test -z "$$failed" || { echo "make: not all of this has run:$$failed" >&2; exit 1; }
 endef
 
-bench: $(INSTALLED) ## Measure the provider beside what a user would pick instead, into build/bench: 35 minutes
+bench: $(INSTALLED) ## Measure the provider beside what a user would pick instead, into build/bench: 32 minutes
 	$(call benchmarks)
 
 bench-short: $(INSTALLED) ## A short form of each part, which shows that it runs: four minutes

@@ -23,12 +23,12 @@ class Figure:
 
 #: Seconds of CPU that all of Airflow takes for a job, triggerer and landing included, by the shape of the work.
 CPU_SECONDS_A_JOB = {
-    "mapped": Figure(1.63, "FalGenerateOperator, 100 jobs of 20 s, SQLite: benchmarks/README.md"),
+    "mapped": Figure(0.844, "FalGenerateOperator, 100 jobs of 20 s, SQLite: benchmarks/README.md"),
     "ended in the trigger": Figure(
-        1.458, "FalGenerateOperator with end_from_trigger, 100 jobs of 20 s, SQLite: benchmarks/README.md"
+        0.598, "FalGenerateOperator with end_from_trigger, 100 jobs of 20 s, SQLite: benchmarks/README.md"
     ),
     "batches": Figure(
-        0.0234, "FalBatchOperator, 1,000 jobs of 5 s in one task, SQLite: benchmarks/README.md"
+        0.0049, "FalBatchOperator, 1,000 jobs of 5 s in one task, SQLite: benchmarks/README.md"
     ),
 }
 
@@ -39,8 +39,8 @@ SLOT_SECONDS_A_START = Figure(
     1.1, "a plain operator that is ended in its trigger, PostgreSQL, 2026-11-22; not of this provider"
 )
 EVENTS_A_SECOND = Figure(170.0, "one triggerer, PostgreSQL, 2026-11-22; not of this provider")
-POLLS_A_CPU_SECOND = Figure(6200.0, "1,000 waits by the hub over TLS: benchmarks/README.md")
-LOOKS_A_JOB = Figure(3.0, "a model that is known, 60 jobs of 20 s: benchmarks/README.md")
+POLLS_A_CPU_SECOND = Figure(7000.0, "1,000 waits by the hub over TLS: benchmarks/README.md")
+LOOKS_A_JOB = Figure(3.05, "a model that is known, 60 jobs of 20 s: benchmarks/README.md")
 
 FIGURES = {
     **{f"CPU seconds a job, {shape}": figure for shape, figure in CPU_SECONDS_A_JOB.items()},
@@ -70,8 +70,12 @@ SHAPES: dict[str, dict[str, Any]] = {
     "one machine, mapped": {},
     "one machine, mapped, ended in the trigger": {"shape": "ended in the trigger"},
     "one machine, batches of 1,000": {"shape": "batches"},
+    "one machine, mapped, an account for 400 at once": {
+        "running_at_once": 400,
+        "submits_per_second": 50.0,
+    },
     "10 workers of 4 cores, 4 triggerers, mapped": {"cores": 40, "slots": 640, "triggerers": 4},
-    "the same, an account for 400 at once": {
+    "10 workers of 4 cores, 4 triggerers, mapped, an account for 400 at once": {
         "cores": 40,
         "slots": 640,
         "triggerers": 4,

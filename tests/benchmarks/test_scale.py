@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -52,8 +53,9 @@ def test_looks_and_polls_cost_what_was_measured() -> None:
 
 
 def test_the_slowest_stage_decides() -> None:
-    mapped = scale.stages(scale.Night(100_000))
+    account: dict[str, Any] = {"running_at_once": 400, "submits_per_second": 50.0}
+    mapped = scale.stages(scale.Night(100_000, **account))
     assert max(mapped, key=lambda stage: mapped[stage]) == "CPU"
-    batches = scale.stages(scale.Night(100_000, shape="batches"))
+    batches = scale.stages(scale.Night(100_000, shape="batches", **account))
     assert max(batches, key=lambda stage: batches[stage]) == "the account's jobs at once"
     assert batches["CPU"] < 0.05 * mapped["CPU"]

@@ -6,8 +6,8 @@ import math
 
 from airflow_provider_uniapi_fal.protocol import retrying
 
-#: Requests a second after a refusal: of those that were answered just before, but at least the first of these when no
-#: rate was kept yet, no less than SHARE of the rate that was kept otherwise, and never less than the second.
+#: Requests a second that are taken for too many after a refusal: those that were answered just before, but at least the
+#: first of these when no rate is kept, else no less than SHARE of it, and never less than the second.
 FIRST_RATE = 10.0
 SLOWEST_RATE = 0.5
 
@@ -119,12 +119,12 @@ class Pace:
         """
         Return the requests a second that were too many: as many were answered, most likely.
 
-        Soon after another refusal few were asked at all. What is answered then says little, so of a rate that was kept
-        only a share is taken at a time.
+        Soon after another refusal few were asked at all, and what is answered then says little: so of a rate that was
+        refused before only a share is taken. Of that one, not of what it has risen to, which nobody may have tried.
         """
         allowed = self._allowed(now)
         seconds = max(now - self._counting_since, 1.0)
         left = self._answers * math.exp(min(self._answer_at - now, 0.0) / LATELY)
         answered = left / (LATELY * -math.expm1(-seconds / LATELY))
-        least = FIRST_RATE if math.isinf(allowed) else max(SHARE * allowed, SLOWEST_RATE)
+        least = FIRST_RATE if math.isinf(allowed) else max(SHARE * min(self._rate, allowed), SLOWEST_RATE)
         return min(allowed, max(answered, least))

@@ -196,3 +196,19 @@ def test_refusals_among_few_answers_do_not_throw_away_what_was_answered_before()
     pace.started(now)
     pace.answered(now, started_at=now)
     assert pace.may_start_at(now) - now < 1 / (0.9 * 20 * pacing.SHARE**8)
+
+
+@pytest.mark.parametrize("seconds", [30, 90, 170, 190])
+def test_a_rate_that_nobody_has_tried_is_not_taken_for_one_that_was_kept(seconds: int) -> None:
+    """Some ask ten times a second all the time, which is refused once, and later once more."""
+    pace, now = Pace(), NOW
+    for again in (20, seconds):
+        for _ in range(10 * again):
+            now += 0.1
+            pace.started(now)
+            pace.answered(now + 0.01, started_at=now)
+        pace.started(now + 0.05)
+        refused(pace, now + 0.06, started_at=now + 0.05, retry_after=0.0)
+    pace.started(now + 1)
+    pace.answered(now + 1, started_at=now + 1)
+    assert pace.may_start_at(now + 1) - (now + 1) > 1 / 10

@@ -345,7 +345,8 @@ class _Line:
 
     def _has_room(self, first: dict[_Wait, None], now: float) -> bool:
         """Whether one more look may be under way; if one has hung for long, it makes room."""
-        if len(self._looks) < min(FEW_LOOKS_AT_ONCE, MAX_LOOKS_AT_ONCE):
+        few = MAX_LOOKS_AT_ONCE if first is self._overdue else min(FEW_LOOKS_AT_ONCE, MAX_LOOKS_AT_ONCE)
+        if len(self._looks) < few:
             return True
         if len(self._looks) < MAX_LOOKS_AT_ONCE:
             turn = next(iter(first)).due_at + TURN_SECONDS

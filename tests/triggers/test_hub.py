@@ -186,6 +186,37 @@ def test_a_slow_gateway_is_asked_by_more_looks_at_once(monkeypatch: pytest.Monke
         assert all(isinstance(end, JobResult) for end in ends.values())
 
 
+def test_a_wait_whose_time_is_over_waits_for_no_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "FEW_LOOKS_AT_ONCE", 3)
+    monkeypatch.setattr(hub, "TURN_SECONDS", 600.0)
+    monkeypatch.setattr(hub, "STATUS_SECONDS", 600.0)
+    hanging, over = threading.Semaphore(0), threading.Event()
+
+    def answer(call: Exchange) -> None:
+        if "req-bad" in call.path:
+            hanging.release()
+            over.wait(60)
+        call.json(PENDING)
+
+    async def run() -> tuple[Watch, RoundEnd]:
+        async with waits(say=silent) as waiting:
+            for number in range(3):
+                waiting.add(named(f"bad-{number}"))
+            for _ in range(3):
+                assert await asyncio.to_thread(hanging.acquire, timeout=30)
+            waiting.add(named("late", deadline=time.time() + 0.3))
+            return await asyncio.wait_for(waiting.next_end(), 30)
+
+    with ScriptedServer(answer) as server:
+        set_connection(monkeypatch, server.url)
+        try:
+            watch, end = asyncio.run(run())
+        finally:
+            over.set()
+    assert watch.handle.request_id == "req-late"
+    assert failure(end).kind is FailureKind.TIMEOUT
+
+
 @pytest.mark.parametrize("hanging", [12, 60])
 def test_jobs_whose_looks_hang_keep_no_other_from_being_looked_at(
     monkeypatch: pytest.MonkeyPatch, hanging: int

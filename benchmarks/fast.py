@@ -53,5 +53,10 @@ def run(scale: float, coroutine: Coroutine[Any, Any, T]) -> T:
         with faster(scale):
             return loop.run_until_complete(coroutine)
     finally:
+        left = asyncio.all_tasks(loop)
+        for task in left:
+            task.cancel()
+        if left:
+            loop.run_until_complete(asyncio.wait(left))
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()

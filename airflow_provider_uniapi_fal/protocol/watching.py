@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, replace
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import pendulum
@@ -140,9 +141,9 @@ class Watch:
 
     def progress(self) -> dict[str, Any]:
         """Return what is worth keeping between rounds in different processes, as JSON values."""
-        kept = asdict(self)
-        for name in _SETTINGS:
-            del kept[name]
+        kept = {
+            name: deepcopy(getattr(self, name)) for name in self.__dataclass_fields__ if name not in _SETTINGS
+        }
         return {**kept, "state": self.state.value if self.state else None}
 
     def with_times(self, result: JobResult) -> JobResult:

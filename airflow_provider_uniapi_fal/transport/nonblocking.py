@@ -46,7 +46,8 @@ T = TypeVar("T")
 #: Requests under way at once from one event loop to one account: more than looks, so that none waits for a place.
 MAX_CONNECTIONS = 250
 
-#: Addresses that are kept as aiohttp takes them apart, about 1 KB each: a triggerer has 1,000 triggers by default.
+#: Addresses that are kept as aiohttp takes them apart, less than 1 KB each: a triggerer has 1,000 triggers by default.
+#: Of more that are polled in turn none is found again, and each is taken apart as it was without.
 MAX_ADDRESSES = 4096
 
 #: fal's headers may have 16 KB together; a reply is not to be lost because one of them is long.

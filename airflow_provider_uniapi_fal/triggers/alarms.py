@@ -65,6 +65,7 @@ class Alarms(Generic[T]):
         self._things.clear()
         if self._timer is not None:
             self._timer.cancel()
+        self._timer, self._rings_at = None, math.inf
 
     def _wind(self, at: float) -> None:
         at = max(at, self._rang_at + TICK)

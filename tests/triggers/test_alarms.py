@@ -151,7 +151,7 @@ def test_those_taken_back_take_no_room_until_their_time() -> None:
     run(test)
 
 
-def test_after_the_end_none_rings() -> None:
+def test_after_the_end_none_rings_that_was_set_before() -> None:
     rang: list[str] = []
 
     async def test(loop: Jumping) -> None:
@@ -159,6 +159,9 @@ def test_after_the_end_none_rings() -> None:
         clock.set("late", 1.0)
         clock.close()
         await asyncio.sleep(2)
+        assert rang == []
+        clock.set("anew", 3.0)
+        await asyncio.sleep(2)
 
     run(test)
-    assert rang == []
+    assert rang == ["anew"]

@@ -17,7 +17,7 @@ from airflow_provider_uniapi_fal import metrics
 from airflow_provider_uniapi_fal.batch.accounting import Tally
 from airflow_provider_uniapi_fal.batch.submit_pace import SubmitPace, SubmitsOver
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
-from airflow_provider_uniapi_fal.hooks.fal import learn
+from airflow_provider_uniapi_fal.hooks.fal import learn, usual_seconds
 from airflow_provider_uniapi_fal.landing.files import LandedFile
 from airflow_provider_uniapi_fal.landing.inputs import files_in, with_files
 from airflow_provider_uniapi_fal.landing.manifest import summary_path
@@ -204,12 +204,18 @@ class Session:
         learn_from(self._journal)
         if self._plan.watch and self._to_land:
             keys = list(islice(self._to_land, LAND_TOGETHER))
-            for result in (await asyncio.to_thread(lambda: dict(self._journal.results(keys)))).values():
-                learn(
-                    result.handle.model,
-                    seconds_queued=result.seconds_queued,
-                    seconds_running=result.seconds_running,
-                )
+            results = (await asyncio.to_thread(lambda: dict(self._journal.results(keys)))).values()
+            # What the triggerer told of a model holds these jobs, and others: they are not to count twice.
+            unknown = {
+                each for each in {result.handle.model for result in results} if usual_seconds(each) is None
+            }
+            for result in results:
+                if result.handle.model in unknown:
+                    learn(
+                        result.handle.model,
+                        seconds_queued=result.seconds_queued,
+                        seconds_running=result.seconds_running,
+                    )
 
     async def _conduct(self, linger: float | None) -> None:
         posting = asyncio.ensure_future(self._post_all())

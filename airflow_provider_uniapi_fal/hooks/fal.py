@@ -8,7 +8,7 @@ import math
 import random
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
 from contextlib import asynccontextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -431,6 +431,21 @@ def learn(model: str, *, seconds_queued: float | None, seconds_running: float | 
     """Let this process know how long a job took of which another one has seen the end."""
     if seconds_queued is not None and seconds_running is not None:
         EXPERIENCE.learn(model, total=seconds_queued + seconds_running, running=seconds_running)
+
+
+def known_of(models: Iterable[str]) -> dict[str, list[list[float]]]:
+    """
+    Return what this process knows of some models, to teach another one by :func:`learn`.
+
+    :return: by model, a few jobs: the seconds queued and the seconds running of each. Unknown models are left out
+    """
+    now = time.time()
+    found = {model: EXPERIENCE.gist(model, now=now) for model in models}
+    return {
+        model: [[round(queued, 2), round(running, 2)] for queued, running in jobs]
+        for model, jobs in found.items()
+        if jobs
+    }
 
 
 def _account_of(connection: Connection) -> GatewayAccount:

@@ -44,6 +44,7 @@ from airflow_provider_uniapi_fal.triggers.batch import (
     WatchSettings,
     began_of,
     cancel_all,
+    learn_from_event,
     still_running,
 )
 from airflow_provider_uniapi_fal.triggers.deferring import DeferringOperator, is_deferrable
@@ -267,7 +268,9 @@ class FalBatchOperator(CheckedWhenMapped, DeferringOperator):
     def execute_complete(self, context: Context, event: dict[str, Any] | None = None) -> dict[str, Any]:
         """Land what the trigger found ended, and wait on or come to the end."""
         with failure_in_xcom(context, metrics.batch_failed):
-            return self._run(context, began_of(event))
+            began = began_of(event)
+            learn_from_event(event)
+            return self._run(context, began)
 
     def without_an_event(self, context: Context, failure: Failure) -> dict[str, Any]:
         """Raise the error of a wait that has ended without an event; the next try goes on where it was."""

@@ -15,6 +15,9 @@ from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from heapq import heappop, heappush
+from typing import TypeVar
+
+T = TypeVar("T")
 
 #: Seconds between looks at a job of an unknown model: this share of its age, within these bounds.
 SHORTEST = 1.5
@@ -51,6 +54,9 @@ MOST_HELD_BACK = 1000
 
 #: The share of jobs at either end that is taken for exceptions.
 EXCEPTIONS = 0.05
+
+#: Jobs in which another process is told of a model, at most: more than make it known, and none of them is an exception.
+GIST = 20
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,11 @@ class Usual:
         )
 
 
-def _usual(seconds: Iterable[float]) -> list[float]:
-    ordered = sorted(seconds)
+def _usual(seconds: Iterable[float]) -> Sequence[float]:
+    return _without_exceptions(sorted(seconds))
+
+
+def _without_exceptions(ordered: Sequence[T]) -> Sequence[T]:
     exceptions = int((len(ordered) - 1) * EXCEPTIONS)
     return ordered[exceptions : len(ordered) - exceptions]
 
@@ -167,6 +176,20 @@ class Experience:
             return None
         lessons.catch_up(now)
         return lessons.usual
+
+    def gist(self, model: str, *, now: float) -> list[tuple[float, float]]:
+        """
+        Return what teaches another process the same in a few jobs: of each how long it was queued, and how long it ran.
+
+        The exceptions are left out, the fastest and the slowest of the others are in it; none while too few are known.
+        """
+        usual = self.usual(model, now=now)
+        if usual is None:
+            return []
+        jobs = _without_exceptions(sorted(usual.jobs, key=lambda job: job[1]))
+        last = len(jobs) - 1
+        places = sorted({round(place * last / (GIST - 1)) for place in range(GIST)})
+        return [(jobs[place][0], jobs[place][1] - jobs[place][0]) for place in places]
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from airflow.sdk import ObjectStoragePath
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from airflow_provider_uniapi_fal.exceptions import FalError, error_of
-from airflow_provider_uniapi_fal.hooks.fal import FalHook, learn, usual_seconds
+from airflow_provider_uniapi_fal.hooks.fal import FalHook, known_of, learn, usual_seconds
 from airflow_provider_uniapi_fal.hooks.task_states import marked_by_user, states_of
 from airflow_provider_uniapi_fal.ledger.journal import Journal
 from airflow_provider_uniapi_fal.ledger.record import ends_the_job
@@ -50,6 +50,10 @@ BEGUN_TOGETHER = 100
 
 #: Requests to cancel under way at once.
 CANCELLERS = 16
+
+#: Models of which a worker is told how long their jobs take, at most: those of which most jobs run. An event is a row
+#: in Airflow's database, and is logged.
+MODELS_TOLD = 10
 
 #: Seconds between two lines about how the wait goes.
 SAY_EVERY = 60.0
@@ -180,6 +184,10 @@ class Watching:
     def running(self) -> int:
         """How many have not ended."""
         return len(self._rows)
+
+    def models(self) -> Counter[str]:
+        """Return the models of those that have not ended, with the count of each."""
+        return Counter(state.handle.model for state in self._rows.values() if state.handle is not None)
 
     def over_at(self) -> float:
         """Return when the last of them should end, in seconds since the epoch; infinite if that is not known."""
@@ -351,9 +359,10 @@ class FalBatchTrigger(BaseTrigger):
 
     It submits nothing and downloads no media. The result of each job is fetched at once, because the queue may
     keep it for six minutes only, and written into the batch's journal. It fires exactly one event:
-    ``{"schema_version", "journal", "began", "ready", "running"}``, or ``failure`` in place of the last two. Its
-    arguments lie in plain text in Airflow's metadata database: they name the journal, and hold no key, no prompt,
-    no input and no list of jobs.
+    ``{"schema_version", "journal", "began", "ready", "running", "known"}``, or ``failure`` in place of the last
+    three. By ``known`` the worker need not find out anew how long the jobs take that still run. Its arguments
+    lie in plain text in Airflow's metadata database: they name the journal, and hold no key, no prompt, no input
+    and no list of jobs.
 
     :param journal: path of the journal's folder
     :param watch: see :class:`WatchSettings`
@@ -449,11 +458,9 @@ class FalBatchTrigger(BaseTrigger):
         # The worker's clock may be ahead of this one.
         hold_until = min(self.hold_until, time.time() + RACE_SECONDS)
         try:
-            ready, running = await self._watched(hold_until)
+            event.update(await self._watched(hold_until))
         except FalError as error:
             event["failure"] = error.failure.to_json()
-        else:
-            event.update(ready=ready, running=running)
         await asyncio.sleep(max(hold_until - time.time(), 0.0))
         self._fired = True
         yield TriggerEvent(event)
@@ -475,8 +482,8 @@ class FalBatchTrigger(BaseTrigger):
             return
         cancel_all(still_running(Journal.reading(ObjectStoragePath(self.journal))), self._say)
 
-    async def _watched(self, hold_until: float) -> tuple[int, int]:
-        """Watch until a worker is wanted; return how many results are ready, and how many jobs still run."""
+    async def _watched(self, hold_until: float) -> dict[str, Any]:
+        """Watch until a worker is wanted; return what the event is to tell it."""
         settings, this_try = WatchSettings(**self.watch), Try(self.try_number, self.max_tries)
         land = LandSettings(self.land_every, self.land_after, self.land_ahead, self.room_below)
         journal = await asyncio.to_thread(lambda: Journal.reading(ObjectStoragePath(self.journal)))
@@ -515,7 +522,11 @@ class FalBatchTrigger(BaseTrigger):
                         await write(entries)
                         if len(entries) == GATHER_MOST:
                             continue
-                        return len(waiting_to_land(journal, this_try)), watching.running
+                        return {
+                            "ready": len(waiting_to_land(journal, this_try)),
+                            "running": watching.running,
+                            "known": known_of(each for each, _ in watching.models().most_common(MODELS_TOLD)),
+                        }
                     if not watching.running:
                         await asyncio.sleep(due - time.time())
                         continue
@@ -559,3 +570,13 @@ def began_of(event: object) -> float:
         return float(event["began"])
     again = "of the batch goes on with the jobs that run; nothing is submitted twice."
     raise error_of(foreign_event(event, retry_does=again))
+
+
+def learn_from_event(event: object) -> None:
+    """Let this process know what the triggerer knew of the models; an event of an earlier version tells nothing."""
+    known = event.get("known") if isinstance(event, Mapping) else None
+    # Whatever is wrong with it, the jobs are paid for: they are waited for without.
+    with suppress(AttributeError, TypeError, ValueError):
+        for model, jobs in (known or {}).items():
+            for queued, running in jobs:
+                learn(model, seconds_queued=float(queued), seconds_running=float(running))

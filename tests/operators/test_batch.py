@@ -307,12 +307,30 @@ def test_the_results_that_wait_tell_a_new_process_how_long_the_other_jobs_take(
     with pytest.raises(TaskDeferred) as deferral:
         task.operator().execute(task.context)
     event = fired(deferral.value)
+    del event["known"]
     monkeypatch.setattr(hooks, "EXPERIENCE", Experience())
     with pytest.raises(TaskDeferred):
         task.operator().resume_execution(deferral.value.method_name, {"event": event}, task.context)
     known = hooks.usual_seconds(MODEL)
     assert known is not None
     assert known > 0.9
+
+
+def test_a_worker_knows_of_the_jobs_that_it_goes_on_with_what_the_triggerer_knew(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start(run_seconds=0.2)
+    emulator.add_fault(fault="job", match=f"{PROMPT} 001", stuck=True)
+    for _ in range(60):
+        hooks.learn(MODEL, seconds_queued=0.0, seconds_running=77.0)
+    task = BatchTask(f"file://{tmp_path}/night", requests=table(2), land_every=1, **MODES["deferrable"])
+    with pytest.raises(TaskDeferred) as deferral:
+        task.operator().execute(task.context)
+    event = fired(deferral.value)
+    monkeypatch.setattr(hooks, "EXPERIENCE", Experience())
+    with pytest.raises(TaskDeferred):
+        task.operator().resume_execution(deferral.value.method_name, {"event": event}, task.context)
+    assert hooks.usual_seconds(MODEL) == pytest.approx(77.0)
 
 
 def test_a_worker_is_called_ahead_for_no_longer_than_it_would_watch(start: Start, tmp_path: Path) -> None:

@@ -81,6 +81,27 @@ def test_of_jobs_that_are_held_back_a_few_are_remembered_however_many_end_before
     assert len(lessons.held_back) <= cadence.MOST_HELD_BACK
 
 
+@given(st.lists(st.tuples(seconds, seconds), min_size=cadence.KNOWN_AFTER, max_size=100))
+def test_a_few_jobs_teach_another_process_when_those_of_a_model_end(jobs: list[tuple[float, float]]) -> None:
+    experience, other = Experience(), Experience()
+    for queued, running in jobs:
+        experience.learn("m", total=queued + running, running=running)
+    gist = experience.gist("m", now=NOW)
+    assert len(gist) <= cadence.GIST
+    for queued, running in gist:
+        other.learn("m", total=queued + running, running=running)
+    known, taught = experience.usual("m", now=NOW), other.usual("m", now=NOW)
+    assert known is not None
+    assert taught is not None
+    assert (taught.total.low, taught.total.high) == pytest.approx((known.total.low, known.total.high))
+
+
+def test_of_a_model_that_is_not_known_there_is_nothing_to_teach() -> None:
+    experience = Experience()
+    experience.learn("m", total=20.0, running=20.0)
+    assert experience.gist("m", now=NOW) == experience.gist("another", now=NOW) == []
+
+
 def test_jobs_that_started_together_teach_nothing_before_the_slow_ones_of_them_can_have_ended() -> None:
     experience = Experience()
     for running in (18.0, 19.0, 20.0, 21.0, 22.0):

@@ -24,7 +24,13 @@ from airflow_provider_uniapi_fal.ledger.journal import Journal, Owner
 from airflow_provider_uniapi_fal.ledger.rows import Entry, Step, Try, state_of
 from airflow_provider_uniapi_fal.protocol import cadence
 from airflow_provider_uniapi_fal.triggers import batch as triggers
-from airflow_provider_uniapi_fal.triggers.batch import FalBatchTrigger, LandSettings, WatchSettings, began_of
+from airflow_provider_uniapi_fal.triggers.batch import (
+    FalBatchTrigger,
+    LandSettings,
+    WatchSettings,
+    began_of,
+    learn_from_event,
+)
 from airflow_provider_uniapi_fal.triggers.hub import Waits
 from tests.fakes import ARGUMENTS, KEY, MODEL, PROMPT, as_json, calls, handle, posts, wait_until
 
@@ -510,6 +516,73 @@ def test_a_job_that_is_long_overdue_calls_no_worker(start: Start, folder: Object
     submit(folder, "a", "b", "c")
     event = fired(trigger(folder, land_ahead=0.001))
     assert (event["ready"], event["running"]) == (3, 0)
+
+
+def test_a_worker_is_told_how_long_the_jobs_take_that_still_run(
+    start: Start, folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    emulator = start()
+    emulator.add_fault(fault="job", match=f"{PROMPT} b", run_seconds=60.0)
+    know(30.0)
+    submit(folder, "a", "b")
+    event = fired(trigger(folder, land_every=1))
+    assert (event["ready"], event["running"]) == (1, 1)
+    monkeypatch.setattr(hooks, "EXPERIENCE", cadence.Experience())
+    learn_from_event(event)
+    assert hooks.usual_seconds(MODEL) == pytest.approx(30.0)
+
+
+def test_of_a_model_of_which_no_job_runs_any_more_nothing_is_told(
+    start: Start, folder: ObjectStoragePath
+) -> None:
+    start()
+    know(30.0)
+    submit(folder, "a")
+    assert fired(trigger(folder))["known"] == {}
+
+
+def test_of_many_models_those_with_the_most_jobs_are_told(
+    start: Start, folder: ObjectStoragePath, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(triggers, "MODELS_TOLD", 1)
+    emulator = start()
+    emulator.add_fault(fault="job", match=f"{PROMPT} b", run_seconds=60.0)
+    emulator.add_fault(fault="job", match=f"{PROMPT} c", run_seconds=60.0)
+    know(30.0)
+    for _ in range(cadence.KNOWN_AFTER):
+        hooks.learn("another/model", seconds_queued=0.0, seconds_running=60.0)
+    submit(folder, "a", "b", "c")
+    journal = Journal.reading(folder)
+    journal.write(
+        [
+            Entry(
+                "x",
+                1,
+                Step.SUBMITTED,
+                "asked",
+                1,
+                2,
+                time.time(),
+                handle=replace(handle(), model="another/model"),
+            )
+        ]
+    )
+    event = fired(trigger(folder, land_every=1, watch={"poke_interval": 0.05}))
+    assert event["running"] == 3
+    assert list(event["known"]) == [MODEL]
+
+
+@pytest.mark.parametrize(
+    "known",
+    [None, [], "known", {MODEL: None}, {MODEL: [1.0]}, {MODEL: [["a", "b"]]}, {MODEL: [[1.0, 2.0, 3.0]]}],
+)
+def test_what_cannot_be_learned_from_an_event_ends_no_batch(
+    known: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hooks, "EXPERIENCE", cadence.Experience())
+    learn_from_event({"journal": "j", "began": 1.0, "known": known})
+    learn_from_event({"journal": "j", "began": 1.0})
+    assert hooks.usual_seconds(MODEL) is None
 
 
 def test_what_was_landed_before_tells_how_long_the_other_jobs_take(
